@@ -1,0 +1,98 @@
+"""Files of a training run: the state to resume from, and the weights that leave the stage.
+
+A checkpoint is written to a temporary name, synced and renamed, so that a kill at any moment leaves the last whole
+one. Its folder is named by a fingerprint of everything the run depends on: changed parameters never resume.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+import conr
+from conr.errors import UserError
+from conr.files import atomic_file
+from conr.networks import Network, Siamese, network_from
+
+
+def fingerprint(*parts: object) -> str:
+    """A short name for a run: a hash of its JSON-like parts (parameters, checksums) and of conr's own source code.
+
+    The source counts because a run that is resumed with changed code would be neither the old run nor the new one.
+    """
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for file in sorted(Path(conr.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Checkpoint:
+    """The one resumable state of a run, in a folder of its own.
+
+    Args:
+        folder: where the state is kept; created when first saved to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "state.pt"
+
+    def load(self) -> dict[str, Any] | None:
+        """The last saved state on the CPU, or None if there is none."""
+        if not self.file.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        return state
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the saved state. The old one stays whole until the new one is on the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.file) as temporary:
+            torch.save(dict(state), temporary)
+
+    def remove(self) -> None:
+        """Delete the state of a run that has finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def save_weights(path: Path, model: Siamese, description: Mapping[str, object]) -> None:
+    """Write all weights of both networks and the predictor, with the description that rebuilds them.
+
+    Args:
+        path: the .safetensors file.
+        model: the networks.
+        description: the arguments of `conr.networks.Network`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_file(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"network": json.dumps(description)})
+
+
+def load_weights(path: Path) -> tuple[Siamese, dict[str, Any]]:
+    """Rebuild the networks that `save_weights` wrote.
+
+    Returns:
+        The model on the CPU, and the description of its network.
+
+    Raises:
+        UserError: the file is missing, damaged or not one of ours.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the stage before this one first (dvc repro runs all in order)")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            description: dict[str, Any] = json.loads(file.metadata()["network"])
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = Siamese(network_from(description), description["hidden"], description["dimension"])
+        model.load_state_dict(tensors)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a whole conr weights file ({error}); delete it and rerun its stage") from error
+    return model, description

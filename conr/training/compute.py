@@ -1,0 +1,96 @@
+"""Where and in which number format to compute, chosen once per stage."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conr.errors import UserError
+from conr.networks import Network
+from conr.progress import Progress
+from conr.views import to_pixels
+
+FEATURE_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the number format of its forward passes.
+
+    Attributes:
+        device: where networks and batches are.
+        precision: float32, or bfloat16 under autocast (weights stay float32).
+    """
+
+    device: torch.device
+    precision: torch.dtype
+
+    @classmethod
+    def choose(cls, device: str, precision: str) -> "Compute":
+        """Settle "auto": a GPU if there is one; bfloat16 where the processor computes in it.
+
+        Raises:
+            UserError: cuda was asked for and is not there.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device: cuda was asked for, but PyTorch finds no CUDA device; use --device auto or cpu")
+        chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        if precision == "auto":
+            precision = "bfloat16" if _computes_in_bfloat16(chosen) else "float32"
+        return cls(chosen, getattr(torch, precision))
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """A context in which convolutions and products run in the chosen precision."""
+        return torch.autocast(
+            self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32
+        )
+
+    def place(self, images: NDArray[np.uint8]) -> Tensor:
+        """The packed images as a tensor: on the device if they take less than half of its free memory."""
+        tensor = torch.from_numpy(images)
+        if self.device.type == "cuda" and tensor.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
+            return tensor.to(self.device)
+        return tensor
+
+    def batch(self, images: Tensor, indices: Tensor) -> Tensor:
+        """The images at the indices (both wherever `place` put the images), on the device."""
+        return images[indices.to(images.device)].to(self.device, non_blocking=True)
+
+
+@torch.no_grad()
+def clean_features(
+    network: Network, images: Tensor, compute: Compute, progress: Progress, description: str
+) -> NDArray[np.float32]:
+    """l2-normalised features of all images, not augmented, with the network in evaluation mode.
+
+    Returns:
+        (N, D) float32.
+    """
+    training = network.training
+    network.eval()
+    parts = []
+    with progress(description, len(images)) as advance:
+        for indices in _slices(len(images), images.device):
+            with compute.autocast():
+                features = network(to_pixels(compute.batch(images, indices)))
+            parts.append(F.normalize(features.float(), dim=1).cpu())
+            advance(len(indices))
+    network.train(training)
+    result: NDArray[np.float32] = torch.cat(parts).numpy()
+    return result
+
+
+def _slices(count: int, device: torch.device) -> Iterator[Tensor]:
+    yield from torch.arange(count, device=device).split(FEATURE_BATCH)
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # PyTorch has no public question for this; oneDNN's bfloat16 kernels pay only with the processor's own.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,221 @@
+"""The training loop of both stages: views → online and target networks → objective → update.
+
+It reads top to bottom. What differs between instance and group concordance is the `Objective` it is given.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conr.errors import UserError
+from conr.metrics import (
+    adjusted_rand_index,
+    clustering_accuracy,
+    normalised_mutual_information,
+)
+from conr.networks import Siamese
+from conr.parameters import Optimiser, Views
+from conr.progress import Progress
+from conr.training.checkpoints import Checkpoint
+from conr.training.compute import Compute
+from conr.training.schedules import learning_rate, target_momentum
+from conr.views import two_views
+
+Row = dict[str, float | int | None]
+Pair = tuple[Tensor, Tensor]
+
+
+class Objective(Protocol):
+    """What a stage adds to the loop."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch, counted from 0 within the stage."""
+
+    def loss(self, predictions: Pair, targets: Pair, indices: Tensor) -> Tensor:
+        """The scalar to minimise.
+
+        Args:
+            predictions: online predictions of both views, each (B, D).
+            targets: target features of both views, each (B, D).
+            indices: (B,) int64 positions of the samples in the store.
+        """
+
+    def end_epoch(self, epoch: int) -> Row:
+        """Finish an epoch (after the last one, too) and return what to log."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of an interrupted run."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage's share of the training run.
+
+    Attributes:
+        stage: its name, for messages.
+        seed: seed of the order of images and of the views.
+        epochs: epochs of this stage.
+        first_epoch: where the stage starts on the schedule that both stages share.
+        batch_size: images per step; the last partial batch of an epoch is dropped.
+        crop_scale: smallest share of an image that a crop covers.
+        rate: learning rate of encoder and projector, times the schedule's.
+        predictor_rate: that of the predictor, likewise.
+        optimiser: the schedule and SGD's settings.
+        views: the ranges of the augmentation.
+    """
+
+    stage: str
+    seed: int
+    epochs: int
+    first_epoch: int
+    batch_size: int
+    crop_scale: float
+    rate: float
+    predictor_rate: float
+    optimiser: Optimiser
+    views: Views
+
+
+def train(
+    model: Siamese,
+    images: Tensor,
+    objective: Objective,
+    recipe: Recipe,
+    compute: Compute,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> list[Row]:
+    """Train a model in place, from its last checkpoint if there is one, and save one after every epoch.
+
+    Every epoch's randomness comes from (seed, stage, epoch) alone, so a resumed run equals an uninterrupted one.
+
+    Args:
+        model: online and target networks, on the device.
+        images: (N, H, W, 3) uint8, where `compute.place` put them.
+        objective: the loss and what happens between epochs.
+        recipe: how to train.
+        compute: device and number format.
+        checkpoint: where the state of the run is kept.
+        progress: told of every step.
+
+    Returns:
+        The log, a row an epoch.
+
+    Raises:
+        UserError: the loss is not finite; the last good state stays in the checkpoint.
+    """
+    optimiser = _optimiser(model, recipe)
+    history: list[Row] = []
+    state = checkpoint.load()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        objective.load_state(state["objective"])
+        history = state["history"]
+
+    steps = len(images) // recipe.batch_size
+    with progress(recipe.stage, recipe.epochs * steps, done=len(history) * steps) as advance:
+        for epoch in range(len(history), recipe.epochs):
+            started = time.perf_counter()
+            objective.start_epoch(epoch)
+            model.train()
+            generator = epoch_generator(recipe, epoch, compute.device)
+            total = torch.zeros((), device=compute.device)
+            for step, indices in enumerate(_batches(len(images), recipe.batch_size, generator)):
+                moment = recipe.first_epoch + epoch + step / steps
+                _set_rates(optimiser, recipe, moment)
+                first, second = two_views(
+                    compute.batch(images, indices), recipe.views, recipe.crop_scale, generator
+                )
+                with compute.autocast():
+                    predictions = model.predict(first), model.predict(second)
+                    targets = model.project(first), model.project(second)
+                loss = objective.loss(predictions, targets, indices)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                optimiser.step()
+                model.update_target(
+                    target_momentum(moment, recipe.optimiser.target_momentum, recipe.optimiser.schedule_epochs)
+                )
+                total += loss.detach()
+                advance(1)
+
+            mean_loss = total.item() / steps
+            if not math.isfinite(mean_loss):
+                raise UserError(_diverged(recipe, epoch, len(history)))
+            row: Row = {"epoch": recipe.first_epoch + epoch + 1, "loss": mean_loss}
+            row["learning_rate"] = optimiser.param_groups[0]["lr"]
+            row |= objective.end_epoch(epoch)
+            row["seconds"] = round(time.perf_counter() - started, 3)
+            history.append(row)
+            checkpoint.save(
+                {
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "objective": objective.state(),
+                    "history": history,
+                }
+            )
+            advance(0, note=f"loss {mean_loss:.3f}")
+    return history
+
+
+def epoch_generator(recipe: Recipe, epoch: int, device: torch.device) -> torch.Generator:
+    """The randomness of one epoch: a function of seed, stage and epoch, and of nothing that went before."""
+    seed = np.random.SeedSequence([recipe.seed, recipe.first_epoch + epoch]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(seed) & (2**63 - 1))
+
+
+def scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) -> Row:
+    """ACC, NMI and ARI for the log; nothing if there are no labels. They steer nothing."""
+    if labels is None:
+        return {}
+    known = labels >= 0
+    return {
+        "acc": clustering_accuracy(labels[known], clusters[known]),
+        "nmi": normalised_mutual_information(labels[known], clusters[known]),
+        "ari": adjusted_rand_index(labels[known], clusters[known]),
+    }
+
+
+def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    order = torch.randperm(count, device=generator.device, generator=generator)
+    for step in range(count // batch_size):
+        yield order[step * batch_size : (step + 1) * batch_size]
+
+
+def _optimiser(model: Siamese, recipe: Recipe) -> torch.optim.SGD:
+    groups: list[dict[str, Any]] = [
+        {"params": list(model.online.parameters()), "factor": recipe.rate},
+        {"params": list(model.predictor.parameters()), "factor": recipe.predictor_rate},
+    ]
+    settings = recipe.optimiser
+    return torch.optim.SGD(
+        groups, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
+    )
+
+
+def _set_rates(optimiser: torch.optim.SGD, recipe: Recipe, moment: float) -> None:
+    settings = recipe.optimiser
+    peak = settings.base_learning_rate * recipe.batch_size / 256
+    rate = learning_rate(moment, peak, settings.warmup_epochs, settings.schedule_epochs)
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def _diverged(recipe: Recipe, epoch: int, finished: int) -> str:
+    kept = f"the state after epoch {finished} is kept" if finished else "no epoch was finished before"
+    return (
+        f"{recipe.stage}: the loss is not a finite number in epoch {epoch + 1} of {recipe.epochs}; {kept}. "
+        "Lower optimiser.base_learning_rate, or set precision to float32, and run the same command again"
+    )

@@ -29,25 +29,20 @@ def boundary_ratio(features: Tensor, pseudo_labels: Tensor, centroids: Tensor) -
         raise ValueError(f"features must be a (batch, dimension) matrix, got shape {tuple(features.shape)}")
     if centroids.ndim != 2 or centroids.shape[1] != features.shape[1]:
         raise ValueError(
-            f"centroids must have shape (clusters, {features.shape[1]}) like the features, "
-            f"got {tuple(centroids.shape)}"
+            f"centroids must have shape (clusters, {features.shape[1]}) like the features, got {tuple(centroids.shape)}"
         )
     clusters = centroids.shape[0]
     if clusters < 2:
         raise ValueError("centroids must hold at least two clusters: with one there is no boundary")
     if pseudo_labels.shape != features.shape[:1]:
-        raise ValueError(
-            f"pseudo_labels must have shape ({features.shape[0]},), got {tuple(pseudo_labels.shape)}"
-        )
+        raise ValueError(f"pseudo_labels must have shape ({features.shape[0]},), got {tuple(pseudo_labels.shape)}")
     if pseudo_labels.device.type == "cpu" and ((pseudo_labels < 0) | (pseudo_labels >= clusters)).any():
         raise ValueError(f"pseudo_labels must lie between 0 and {clusters - 1}, one for each centroid")
 
     if features.dtype != torch.float64:
         features = features.float()
     # Differences, not the expanded square: that one loses the small distances to rounding.
-    distances = torch.cdist(
-        features, centroids.to(features.dtype), compute_mode="donot_use_mm_for_euclid_dist"
-    )
+    distances = torch.cdist(features, centroids.to(features.dtype), compute_mode="donot_use_mm_for_euclid_dist")
     own = pseudo_labels.unsqueeze(1)
     intra = distances.gather(1, own).squeeze(1)
     nearest_other = distances.scatter(1, own, torch.inf).amin(1)
@@ -73,7 +68,8 @@ def candidates(ratio: Tensor, fraction: float) -> Tensor:
     if ratio.ndim != 1:
         raise ValueError(f"ratio must be a vector with one value a sample, got shape {tuple(ratio.shape)}")
     _check_fraction("fraction", fraction)
-    keep = math.ceil(fraction * ratio.shape[0])
+    # Less a hair: 0.55 · 100 is 55.00000000000001 in binary, and that is not 56 samples.
+    keep = math.ceil(fraction * ratio.shape[0] - 1e-9)
     order = ratio.argsort(stable=True)
     return torch.zeros_like(ratio, dtype=torch.bool).scatter_(0, order[:keep], True)
 

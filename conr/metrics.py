@@ -69,6 +69,18 @@ def adjusted_rand_index(labels: Integers, clusters: Integers) -> float:
     return float(adjusted_rand_score(labels, clusters))
 
 
+def label_scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) -> dict[str, float]:
+    """ACC, NMI and ARI over the samples whose label is known; empty without labels."""
+    if labels is None:
+        return {}
+    known = labels >= 0
+    return {
+        "acc": clustering_accuracy(labels[known], clusters[known]),
+        "nmi": normalised_mutual_information(labels[known], clusters[known]),
+        "ari": adjusted_rand_index(labels[known], clusters[known]),
+    }
+
+
 def silhouette(features: NDArray[np.float32], clusters: Integers, seed: int) -> float | None:
     """Mean silhouette (Euclidean) of (N, D) features, on at most 10,000 samples; None if one cluster is left."""
     if features.shape[0] > SILHOUETTE_SAMPLE:

@@ -142,12 +142,15 @@ def _edge_weights(similarity: Tensor, edges: Tensor, alpha: float) -> Tensor:
 def _nearest(scores: Tensor, k: int, *, self_first: bool) -> Tensor:
     """(B, k) indices of the k largest scores of each row; ties go to the sample itself, then to the lower index.
 
+    With `self_first` the sample itself comes first even if another one scores higher.
+
     `torch.topk` leaves the order of ties to the device, and reciprocal encodings are full of ties. A stable sort
     settles them the same way everywhere.
     """
     scores = scores.clone()
-    if self_first:
-        scores.fill_diagonal_(torch.inf)
+    diagonal = scores.diagonal()
+    above = torch.full_like(diagonal, torch.inf)
+    diagonal.copy_(above if self_first else torch.nextafter(diagonal, above))
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+STAGES = 4
 BLOCKS_PER_STAGE = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 
@@ -53,8 +54,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) normalised images to (B, 8 · width) pooled features."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for stage in range(STAGES):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
         return torch.flatten(self.avgpool(x), 1)
 
 
@@ -67,6 +68,9 @@ class Network(nn.Module):
         dimension: length D of the features.
         mean, std: per channel, of pixels scaled to [0, 1].
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

@@ -27,7 +27,8 @@ Neighbours = Annotated[int, Field(ge=1, description="k, contextually affinitive 
 K1 = Annotated[int, Field(ge=1, description="k1, neighbours that define the reciprocal encoding (Eq. 3)")]
 K2 = Annotated[int, Field(ge=1, description="k2, neighbours summed over in propagation (Eq. 5); 1 for none")]
 FractionRatio = Annotated[
-    float, Field(gt=0, le=1, description="fr, share of candidates at the first ConNR epoch (Eq. 12); 1 for all")
+    float,
+    Field(gt=0, le=1, description="fr, share of candidates at the first ConNR epoch (Eq. 12); 1 for all"),
 ]
 
 
@@ -44,9 +45,10 @@ class Prepare(Parameters):
         default="folder", description="digits (1,797 images, ships with scikit-learn) or a folder of images"
     )
     path: str = Field(default="images", description="The folder of images; searched at any depth")
-    labels: Literal["none", "dataset", "folder", "csv"] = Field(
+    labels: Literal["none", "dataset", "folder", "parent", "csv"] = Field(
         default="none",
-        description="Labels for scores only: none, dataset (the data set's own), folder (first level) or csv",
+        description="Labels, for scores only: none, dataset (its own), folder (the first level below path), "
+        "parent (the folder that holds the file) or csv",
     )
     labels_file: str = Field(
         default="labels.csv", description="With labels csv: a file inside path with columns file and label"
@@ -66,7 +68,8 @@ class Network(Parameters):
     architecture: Literal["resnet18", "resnet34"] = Field(default="resnet18", description="Encoder (torchvision)")
     width: int = Field(default=64, ge=4, description="Channels of the encoder's first stage; 64 in the paper")
     stem: Literal["cifar", "imagenet"] = Field(
-        default="cifar", description="cifar: 3×3, stride 1, no max-pool, for small images; imagenet: 7×7, stride 2"
+        default="cifar",
+        description="cifar: 3×3, stride 1, no max-pool, for small images; imagenet: 7×7, stride 2",
     )
     hidden: int = Field(default=4096, ge=1, description="Hidden units of projector and predictor")
     dimension: int = Field(default=256, ge=2, description="Length of the features that are clustered")
@@ -98,7 +101,10 @@ class Optimiser(Parameters):
         default=1000, description="Length of the cosine; at least pretrain.epochs + finetune.epochs"
     )
     target_momentum: float = Field(
-        default=0.996, ge=0, le=1, description="Momentum of the target network at the start; grows to 1 on a cosine"
+        default=0.996,
+        ge=0,
+        le=1,
+        description="Momentum of the target network at the start; grows to 1 on a cosine",
     )
 
 
@@ -126,7 +132,8 @@ class Finetune(Parameters):
         default=1.0, description="Share of the epochs after which all samples are candidates; 1 in the paper"
     )
     divisor: Literal["candidates", "batch"] = Field(
-        default="candidates", description="Mean of the loss over candidates (paper) or the batch (released code)"
+        default="candidates",
+        description="Mean of the loss over candidates (paper) or the batch (released code)",
     )
 
 

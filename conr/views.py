@@ -42,9 +42,7 @@ class ViewParameters:
     grey: Tensor | None = None
 
 
-def two_views(
-    images: Tensor, views: Views, crop_scale: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def two_views(images: Tensor, views: Views, crop_scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Two independent random views of a batch.
 
     Args:
@@ -58,9 +56,7 @@ def two_views(
     """
     pixels = to_pixels(images)
     batch, height, width, _ = images.shape
-    first, second = (
-        apply(pixels, draw(batch, height, width, views, crop_scale, generator)) for _ in range(2)
-    )
+    first, second = (apply(pixels, draw(batch, height, width, views, crop_scale, generator)) for _ in range(2))
     return first, second
 
 
@@ -155,9 +151,7 @@ def resample(pixels: Tensor, crop: Tensor, flipped: Tensor, angle: Tensor) -> Te
     cosine, sine = torch.cos(angle * math.pi / 180), torch.sin(angle * math.pi / 180)
     cosine, sine = cosine.view(-1, 1, 1), sine.view(-1, 1, 1)
     y, x = y.unsqueeze(2), x.unsqueeze(1)
-    grid = torch.stack(
-        ((cosine * x - sine * y) * (2 / width), (sine * x + cosine * y) * (2 / height)), dim=3
-    )
+    grid = torch.stack(((cosine * x - sine * y) * (2 / width), (sine * x + cosine * y) * (2 / height)), dim=3)
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -189,9 +183,7 @@ def shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(n, 4 - n).clamp(0, 1)
 
 
-def _draw_crops(
-    batch: int, height: int, width: int, crop_scale: float, generator: torch.Generator
-) -> Tensor:
+def _draw_crops(batch: int, height: int, width: int, crop_scale: float, generator: torch.Generator) -> Tensor:
     """(B, 4) crops, drawn as torchvision's RandomResizedCrop but not rounded to whole pixels.
 
     Of ten tries the first that fits counts; the whole image if none does.

@@ -19,7 +19,7 @@ from torch import Tensor
 import conr
 from conr.errors import UserError
 from conr.files import atomic_file
-from conr.networks import Network, Siamese, network_from
+from conr.networks import Siamese, network_from
 
 
 def fingerprint(*parts: object) -> str:
@@ -73,7 +73,7 @@ def save_weights(path: Path, model: Siamese, description: Mapping[str, object]) 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_file(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"network": json.dumps(description)})
+        temporary.write_bytes(safetensors.torch.save(tensors, metadata={"network": json.dumps(description)}))
 
 
 def load_weights(path: Path) -> tuple[Siamese, dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Where and in which number format to compute, chosen once per stage."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -46,9 +45,7 @@ class Compute:
 
     def autocast(self) -> AbstractContextManager[None]:
         """A context in which convolutions and products run in the chosen precision."""
-        return torch.autocast(
-            self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32
-        )
+        return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32)
 
     def place(self, images: NDArray[np.uint8]) -> Tensor:
         """The packed images as a tensor: on the device if they take less than half of its free memory."""
@@ -75,7 +72,8 @@ def clean_features(
     network.eval()
     parts = []
     with progress(description, len(images)) as advance:
-        for indices in _slices(len(images), images.device):
+        for first in range(0, len(images), FEATURE_BATCH):
+            indices = torch.arange(first, min(first + FEATURE_BATCH, len(images)), device=images.device)
             with compute.autocast():
                 features = network(to_pixels(compute.batch(images, indices)))
             parts.append(F.normalize(features.float(), dim=1).cpu())
@@ -85,12 +83,8 @@ def clean_features(
     return result
 
 
-def _slices(count: int, device: torch.device) -> Iterator[Tensor]:
-    yield from torch.arange(count, device=device).split(FEATURE_BATCH)
-
-
 def _computes_in_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # PyTorch has no public question for this; oneDNN's bfloat16 kernels pay only with the processor's own.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

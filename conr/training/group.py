@@ -1,4 +1,4 @@
-"""Stage 2: group concordance with contextually affinitive neighbours and boundary filtering, which is ConNR (Eq. 14)."""
+"""Stage 2: group concordance with ConAff neighbours and boundary filtering, which is ConNR (Eq. 14)."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conr.boundary import boundary_ratio, candidates, relaxed_fraction
 from conr.clustering import kmeans
-from conr.metrics import balance, cluster_sizes, feature_spread
+from conr.metrics import balance, cluster_sizes, feature_spread, label_scores
 from conr.neighbourhood import conaff
 from conr.networks import Siamese
 from conr.objectives import group_concordance, symmetrised
@@ -18,7 +18,8 @@ from conr.parameters import FinetuneStage
 from conr.progress import Progress, silent
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute, clean_features
-from conr.training.loop import Pair, Recipe, Row, scores, train
+from conr.training.log import Row
+from conr.training.loop import Pair, Recipe, train
 
 FIRST_RESTARTS = 40  # restarts of the first k-means; later ones start from the last centroids
 
@@ -53,7 +54,9 @@ class GroupConcordance:
         if self.centroids is None:
             self._cluster()
         settings = self.parameters.finetune
-        self.fraction = relaxed_fraction(self.parameters.fr, epoch, 0, max(1, round(settings.epochs * settings.relaxation)))
+        self.fraction = relaxed_fraction(
+            self.parameters.fr, epoch, 0, max(1, round(settings.epochs * settings.relaxation))
+        )
         self.tally.zero_()
 
     def loss(self, predictions: Pair, targets: Pair, indices: Tensor) -> Tensor:
@@ -99,7 +102,7 @@ class GroupConcordance:
             "spread": feature_spread(features),
         }
         if self.labels is not None:
-            row |= scores(self.labels, assignments)
+            row |= label_scores(self.labels, assignments)
             row["neighbour_purity"] = agreeing / directions
         return row
 
@@ -163,7 +166,7 @@ def finetune(
         UserError: there is no such device, or the loss is not finite.
     """
     compute = Compute.choose(parameters.device, parameters.precision)
-    model.to(compute.device, memory_format=torch.channels_last)
+    model.to(compute.device).to(memory_format=torch.channels_last)
     placed = compute.place(images)
     settings = parameters.finetune
     recipe = Recipe(

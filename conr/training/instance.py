@@ -8,14 +8,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conr.clustering import kmeans
-from conr.metrics import feature_spread
+from conr.metrics import feature_spread, label_scores
 from conr.networks import Siamese
 from conr.objectives import instance_concordance, symmetrised
 from conr.parameters import PretrainStage
 from conr.progress import Progress, silent
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute, clean_features
-from conr.training.loop import Pair, Recipe, Row, scores, train
+from conr.training.log import Row
+from conr.training.loop import Pair, Recipe, train
 
 LOOKS = 20  # how often, in a whole pretraining, the features are examined for the log
 
@@ -51,7 +52,7 @@ class InstanceConcordance:
         row: Row = {"spread": feature_spread(features)}
         if self.labels is not None:
             classes = len(np.unique(self.labels[self.labels >= 0]))
-            row |= scores(self.labels, kmeans(features, classes, seed=0, restarts=10).assignments)
+            row |= label_scores(self.labels, kmeans(features, classes, seed=0, restarts=10).assignments)
         return row
 
     def state(self) -> dict[str, Tensor]:
@@ -87,7 +88,7 @@ def pretrain(
         UserError: there is no such device, or the loss is not finite.
     """
     compute = Compute.choose(parameters.device, parameters.precision)
-    model.to(compute.device, memory_format=torch.channels_last)
+    model.to(compute.device).to(memory_format=torch.channels_last)
     placed = compute.place(images)
     settings = parameters.pretrain
     recipe = Recipe(

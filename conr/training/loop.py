@@ -11,24 +11,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from conr.errors import UserError
-from conr.metrics import (
-    adjusted_rand_index,
-    clustering_accuracy,
-    normalised_mutual_information,
-)
 from conr.networks import Siamese
 from conr.parameters import Optimiser, Views
 from conr.progress import Progress
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute
+from conr.training.log import Row
 from conr.training.schedules import learning_rate, target_momentum
 from conr.views import two_views
 
-Row = dict[str, float | int | None]
 Pair = tuple[Tensor, Tensor]
 
 
@@ -134,15 +128,13 @@ def train(
             for step, indices in enumerate(_batches(len(images), recipe.batch_size, generator)):
                 moment = recipe.first_epoch + epoch + step / steps
                 _set_rates(optimiser, recipe, moment)
-                first, second = two_views(
-                    compute.batch(images, indices), recipe.views, recipe.crop_scale, generator
-                )
+                first, second = two_views(compute.batch(images, indices), recipe.views, recipe.crop_scale, generator)
                 with compute.autocast():
                     predictions = model.predict(first), model.predict(second)
                     targets = model.project(first), model.project(second)
                 loss = objective.loss(predictions, targets, indices)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 model.update_target(
                     target_momentum(moment, recipe.optimiser.target_momentum, recipe.optimiser.schedule_epochs)
@@ -176,18 +168,6 @@ def epoch_generator(recipe: Recipe, epoch: int, device: torch.device) -> torch.G
     return torch.Generator(device).manual_seed(int(seed) & (2**63 - 1))
 
 
-def scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) -> Row:
-    """ACC, NMI and ARI for the log; nothing if there are no labels. They steer nothing."""
-    if labels is None:
-        return {}
-    known = labels >= 0
-    return {
-        "acc": clustering_accuracy(labels[known], clusters[known]),
-        "nmi": normalised_mutual_information(labels[known], clusters[known]),
-        "ari": adjusted_rand_index(labels[known], clusters[known]),
-    }
-
-
 def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     order = torch.randperm(count, device=generator.device, generator=generator)
     for step in range(count // batch_size):
@@ -200,9 +180,7 @@ def _optimiser(model: Siamese, recipe: Recipe) -> torch.optim.SGD:
         {"params": list(model.predictor.parameters()), "factor": recipe.predictor_rate},
     ]
     settings = recipe.optimiser
-    return torch.optim.SGD(
-        groups, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True
-    )
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=True)
 
 
 def _set_rates(optimiser: torch.optim.SGD, recipe: Recipe, moment: float) -> None:

@@ -1,0 +1,28 @@
+# The two commands of the README, and what they are made of.
+PYTHON ?= python3
+ENVIRONMENT := $(CURDIR)/.venv
+READY := $(ENVIRONMENT)/.ready
+export PATH := $(ENVIRONMENT)/bin:$(PATH)
+
+.PHONY: run test check clean
+
+run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
+	@dvc repro
+
+test: $(READY) check  ## Set up, then lint, check types and run all tests
+	@pytest
+
+check: $(READY)
+	@ruff format --check .
+	@ruff check .
+	@mypy
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "Setting up $(ENVIRONMENT) (once; PyTorch is large, allow some minutes)"
+	@$(PYTHON) -m venv $(ENVIRONMENT)
+	@$(ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+clean:  ## Remove the environment, artifacts and results (not DVC's cache)
+	rm -rf $(ENVIRONMENT) .conr artifacts results

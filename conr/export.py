@@ -1,0 +1,182 @@
+"""The encoder as one ONNX file, refused unless it computes what PyTorch computes; and embeddings through it.
+
+The graph takes uint8 images and returns unit vectors: scaling, normalisation and l2-normalisation are inside, so
+nothing about the data set has to be known to use it.
+"""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conr.errors import UserError
+from conr.files import ArrayWriter, atomic_file
+from conr.networks import Network
+from conr.progress import Progress, silent
+from conr.views import to_pixels
+
+CHECKED_BATCH_SIZES = (1, 2, 7, 64)
+TOLERANCE = 1e-4  # largest difference of an element of a unit vector; float32 sums differ by about 1e-6
+BATCH = 512
+INPUT, OUTPUT = "images", "embeddings"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class Embedder(nn.Module):
+    """A network from uint8 images to unit vectors.
+
+    Args:
+        network: encoder and projector.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, H, W, 3) uint8 images to (B, D) float32 unit vectors."""
+        return F.normalize(self.network(to_pixels(images)), dim=1)
+
+
+def export(network: Network, image_size: int, path: Path, properties: Mapping[str, object]) -> None:
+    """Write a network as ONNX and check the file against PyTorch.
+
+    Args:
+        network: encoder and projector; it is moved to the CPU and to evaluation mode.
+        image_size: height and width of the images.
+        path: the .onnx file.
+        properties: what to store beside the graph, as JSON.
+
+    Raises:
+        UserError: the file computes something else; nothing is left under `path`.
+    """
+    embedder = Embedder(network.cpu().eval()).eval()
+    example = torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter chats
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            embedder,
+            (example,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, {"conr": json.dumps(dict(properties))})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        check(temporary, network, image_size)
+
+
+def check(path: Path, network: Network, image_size: int) -> None:
+    """Compare an ONNX file with a network on random images, at several batch sizes.
+
+    Raises:
+        UserError: they differ, or the file takes other images.
+    """
+    session = open_session(path, "cpu")
+    embedder = Embedder(network).eval()
+    generator = np.random.default_rng(0)
+    for batch in CHECKED_BATCH_SIZES:
+        images = generator.integers(0, 256, (batch, image_size, image_size, 3), dtype=np.uint8)
+        with torch.no_grad():
+            expected = embedder(torch.from_numpy(images)).numpy()
+        try:
+            found = session.run([OUTPUT], {INPUT: images})[0]
+        except Exception as error:  # onnxruntime raises classes of its own that share no public base
+            raise UserError(f"{path.name} does not run on {batch} images of {image_size} pixels: {error}") from error
+        difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{path.name} does not match the network: for {batch} images onnxruntime differs from PyTorch by "
+                f"{difference:.2g} (accepted: {TOLERANCE:g}). It is refused; another version of torch or onnxruntime "
+                "may export it right"
+            )
+
+
+def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+    """Open an ONNX file, on exactly the device asked for.
+
+    Args:
+        path: the .onnx file.
+        device: "cpu", "cuda", or "auto" for CUDA if this onnxruntime has it.
+
+    Raises:
+        UserError: the file is missing or damaged, or onnxruntime would silently run it elsewhere.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run conr extract first")
+    available = onnxruntime.get_available_providers()
+    if device == "auto":
+        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+    provider = PROVIDERS[device]
+    if provider not in available:
+        raise UserError(
+            f"device: {device} was asked for, but this onnxruntime has no {provider} (onnxruntime-gpu has it); "
+            "use --device cpu"
+        )
+    try:
+        session = onnxruntime.InferenceSession(path, providers=[provider])
+    except Exception as error:  # onnxruntime raises classes of its own that share no public base
+        raise UserError(f"{path} is not a whole ONNX file ({error}); run conr extract again") from error
+    if session.get_providers()[0] != provider:
+        raise UserError(
+            f"onnxruntime fell back from {provider} to {session.get_providers()[0]}; use --device cpu, or mend its "
+            "CUDA installation"
+        )
+    return session
+
+
+def properties(session: onnxruntime.InferenceSession) -> dict[str, object]:
+    """What `export` stored beside the graph; empty for a file that is not ours."""
+    stored = session.get_modelmeta().custom_metadata_map.get("conr", "{}")
+    result: dict[str, object] = json.loads(stored)
+    return result
+
+
+def embed(
+    session: onnxruntime.InferenceSession,
+    images: NDArray[np.uint8],
+    path: Path,
+    progress: Progress = silent,
+    description: str = "embed",
+) -> None:
+    """Write the embeddings of all images to an .npy file, batch by batch.
+
+    Args:
+        session: an opened encoder.
+        images: (N, S, S, 3) uint8, memory-mapped or not.
+        path: the (N, D) float32 file.
+        progress: told of every batch.
+        description: name of the task.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dimension = session.get_outputs()[0].shape[1]
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("wb") as file,
+        progress(description, len(images)) as advance,
+    ):
+        writer = ArrayWriter(file, (dimension,), np.float32)
+        for first in range(0, len(images), BATCH):
+            batch = np.ascontiguousarray(images[first : first + BATCH])
+            writer.append(session.run([OUTPUT], {INPUT: batch})[0])
+            advance(len(batch))
+        writer.close()

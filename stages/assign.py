@@ -1,0 +1,63 @@
+"""assign: new images → the clusters of the last run. No artifact of the pipeline, but what one uses it for."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from conr.data.pack import decode_all
+from conr.data.sources import open_source
+from conr.errors import UserError
+from conr.evaluation import place
+from conr.export import INPUT, OUTPUT, open_session, properties
+from conr.parameters import Prepare
+from conr.progress import Progress
+from stages.paths import CENTROIDS, ENCODER
+from stages.tables import write_assignments
+
+
+def run(folder: Path, output: Path, sort_into: Path | None, device: str, progress: Progress) -> str:
+    """Assign every image below a folder to the nearest centroid; returns the summary."""
+    session = open_session(ENCODER, device)
+    made_for = properties(session)
+    if not CENTROIDS.is_file():
+        raise UserError(f"{CENTROIDS} does not exist; run conr evaluate first")
+    centroids = np.load(CENTROIDS)
+    if not {"image_size", "fit"} <= made_for.keys() or session.get_outputs()[0].shape[1] != centroids.shape[1]:
+        raise UserError(f"{ENCODER} and {CENTROIDS} do not belong together; run dvc repro again")
+    size, fit = made_for["image_size"], made_for["fit"]
+    source = open_source(Prepare.model_validate({"path": str(folder), "image_size": size, "fit": fit}))
+
+    files, parts, broken = [], [], []
+    with progress("assign", len(source.items)) as advance:
+        for chunk, outcomes in decode_all(source.items):
+            good = [
+                (item.file, image) for item, image in zip(chunk, outcomes, strict=True) if not isinstance(image, str)
+            ]
+            broken += [(item.file, why) for item, why in zip(chunk, outcomes, strict=True) if isinstance(why, str)]
+            if good:
+                files += [file for file, _ in good]
+                parts.append(session.run([OUTPUT], {INPUT: np.stack([image for _, image in good])})[0])
+            advance(len(chunk))
+    if not files:
+        raise UserError(
+            f"{folder}: none of {len(broken)} images can be read; the first: {broken[0][0]}: {broken[0][1]}"
+        )
+    placement = place(np.concatenate(parts), centroids)
+    write_assignments(output, files, placement)
+    lines = [f"{len(files):,} images in {len(np.unique(placement.assignments))} clusters, listed in {output.resolve()}"]
+    if sort_into is not None:
+        _copy(folder, files, placement.assignments.tolist(), sort_into)
+        lines.append(f"copied into one folder per cluster in {sort_into.resolve()}")
+    if broken:
+        lines.append(f"{len(broken):,} images cannot be read, the first: {broken[0][0]}: {broken[0][1]}")
+    return "\n".join(lines)
+
+
+def _copy(folder: Path, files: list[str], clusters: list[int], target: Path) -> None:
+    """Copy each file to <target>/<cluster>/<its path below the folder>."""
+    digits = len(str(max(clusters)))
+    for file, cluster in zip(files, clusters, strict=True):
+        destination = target / f"{cluster:0{digits}}" / file
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder / file, destination)

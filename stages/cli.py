@@ -1,0 +1,164 @@
+"""The `conr` command: one sub-command a stage, with flags made from the declarations in conr.parameters."""
+
+import errno
+import importlib
+import inspect
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic.fields import FieldInfo
+
+from conr.errors import UserError
+from conr.parameters import (
+    EvaluateStage,
+    ExtractStage,
+    FinetuneStage,
+    Parameters,
+    PrepareStage,
+    PretrainStage,
+)
+from stages import console, params_file
+from stages.paths import STORE
+
+HELP_FLAGS = {"--help", "-h"}
+
+app = typer.Typer(
+    name="conr",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Cluster images without labels.\n\nRun all stages with 'dvc repro', or one with 'conr STAGE'. Every flag is a "
+    "key of params.yaml: the file gives the value, the flag overrides it for this run.",
+    context_settings={"help_option_names": sorted(HELP_FLAGS)},
+)
+
+STAGES: dict[str, tuple[type[Parameters], str]] = {
+    "prepare": (PrepareStage, "Pack images (digits, or a folder of yours) into one array."),
+    "pretrain": (PretrainStage, "Learn features without labels: instance concordance (BYOL, Eq. 1)."),
+    "finetune": (
+        FinetuneStage,
+        "Pull groups together: group concordance with ConAff neighbours (ConNR, Eq. 14).",
+    ),
+    "extract": (ExtractStage, "Export the encoder to ONNX, checked against PyTorch, and embed all images."),
+    "evaluate": (EvaluateStage, "Cluster the embeddings with k-means; write scores, figures and the report."),
+}
+
+
+@app.callback()
+def load_params(context: typer.Context) -> None:
+    """Make params.yaml the default of every flag. Help works without it, and with a broken one."""
+    if context.invoked_subcommand not in STAGES:
+        return
+    try:
+        content = params_file.read()
+    except UserError:
+        if HELP_FLAGS.isdisjoint(sys.argv):
+            raise
+        return
+    context.default_map = {
+        stage: {key[-1]: params_file.lookup(content, key) for key, _ in params_file.leaves(view)}
+        for stage, (view, _) in STAGES.items()
+    }
+
+
+def stage_command(name: str, view: type[Parameters], summary: str) -> Callable[..., None]:
+    """The command of a stage: a flag for each parameter that the stage reads, and its run."""
+    fields = dict(params_file.leaves(view))
+
+    def command(**flags: Any) -> None:
+        content = params_file.read()
+        for key in fields:
+            group = content
+            for part in key[:-1]:
+                group = group[part]
+            group[key[-1]] = flags[key[-1]]
+        params = params_file.validated(content, "flags")
+        params_file.check_together(params)
+        if name != "prepare":
+            params_file.check_against_data(params, STORE / "manifest.json")
+        selected = view.model_validate({field: getattr(params, field) for field in view.model_fields})
+        run_stage(name, selected)
+
+    command.__doc__ = summary
+    signature = [
+        inspect.Parameter(
+            key[-1], inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_option(key, field)
+        )
+        for key, field in fields.items()
+    ]
+    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    return command
+
+
+def run_stage(name: str, *arguments: object) -> None:
+    """Run a stage and print its summary. A stop by Ctrl-C or SIGTERM is no failure: the next run goes on."""
+    signal.signal(signal.SIGTERM, _terminate)
+    started = time.perf_counter()
+    # Here, not above: heavy imports only where they are used, so that --help is quick.
+    stage = importlib.import_module(f"stages.{name}")
+    try:
+        summary = stage.run(*arguments, console.progress)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on after the last finished epoch", 128 + signal.SIGINT)
+    typer.echo(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
+
+
+def main() -> NoReturn:
+    """Run the command; a mistake of the user becomes one message and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        _fail(
+            f"the disk is full{where}; free some space and run the same command again, finished epochs are kept",
+            2,
+        )
+    sys.exit(0)
+
+
+def _option(key: params_file.Key, field: FieldInfo) -> Any:
+    flag = "--" + key[-1].replace("_", "-")
+    names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag
+    limits = ", ".join(text for text in map(_limit, field.metadata) if text)
+    description = f"{field.description}{f' [{limits}]' if limits else ''}"
+    panel = f"{key[0]}: in params.yaml" if len(key) > 1 else "top level of params.yaml"
+    return Annotated[field.annotation, typer.Option(names, help=description, rich_help_panel=panel)]
+
+
+def _limit(constraint: object) -> str:
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    return " ".join(f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name))
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Leave on SIGTERM as on Ctrl-C: through the context managers that clean up."""
+    _fail("stopped; the same command goes on after the last finished epoch", 128 + number)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
+    sys.exit(code)
+
+
+for _name, (_view, _summary) in STAGES.items():
+    app.command(_name)(stage_command(_name, _view, _summary))
+
+
+@app.command()
+def assign(
+    folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
+    output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
+    sort_into: Annotated[Path | None, typer.Option(help="Also copy the images here, a folder per cluster")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Sort new images into the clusters of the last run."""
+    run_stage("assign", folder, output, sort_into, device)

@@ -1,0 +1,45 @@
+"""What a person sees: a progress bar with an estimate of the remaining time, quiet where nobody watches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from conr.progress import Advance, silent
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A `conr.progress.Progress` that draws a bar on standard error, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        with silent(description, total, done) as advance:
+            yield advance
+        return
+    columns = (
+        TextColumn("{task.description:18}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task(description, total=total, completed=done, note="")
+
+        def report(amount: int, note: str = "") -> None:
+            if note:
+                bars.update(task, advance=amount, note=note)
+            else:
+                bars.advance(task, amount)
+
+        yield report

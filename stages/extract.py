@@ -1,0 +1,30 @@
+"""extract: networks → one ONNX file, and the embeddings of the whole store before and after ConNR."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from conr.data.store import Store, open_store
+from conr.export import embed, export, open_session
+from conr.parameters import ExtractStage
+from conr.progress import Progress
+from conr.training.checkpoints import load_weights
+from stages.paths import EMBEDDINGS, ENCODER, FINETUNED, PRETRAINED, PRETRAINED_EMBEDDINGS, STORE
+
+
+def run(parameters: ExtractStage, progress: Progress) -> str:
+    """Export both target networks, keep the fine-tuned one, and embed all images with each; returns the summary."""
+    store = open_store(STORE)
+    with TemporaryDirectory() as folder:
+        scratch = Path(folder) / "pretrained.onnx"
+        _export_and_embed(store, PRETRAINED, scratch, PRETRAINED_EMBEDDINGS, parameters.device, progress)
+    _export_and_embed(store, FINETUNED, ENCODER, EMBEDDINGS, parameters.device, progress)
+    return f"encoder in {ENCODER}, equal to PyTorch's; {store.manifest.count:,} embeddings in {EMBEDDINGS}"
+
+
+def _export_and_embed(
+    store: Store, weights: Path, encoder: Path, embeddings: Path, device: str, progress: Progress
+) -> None:
+    model, _ = load_weights(weights)
+    size = store.manifest.image_size
+    export(model.target, size, encoder, {"image_size": size, "fit": store.manifest.fit})
+    embed(open_session(encoder, device), store.images, embeddings, progress, f"embed {embeddings.stem}")

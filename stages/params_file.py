@@ -1,0 +1,138 @@
+"""params.yaml: read, checked key by key, and checked against itself and the data before anything runs."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from conr.errors import UserError
+from conr.parameters import Parameters, ParamsFile
+
+PARAMS = Path("params.yaml")
+Key = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML reads 1e-3 as text (YAML 1.1); DVC and everybody else read a number (YAML 1.2)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def leaves(model: type[Parameters], prefix: Key = ()) -> Iterator[tuple[Key, FieldInfo]]:
+    """Every single parameter that a declaration holds, as its path of keys and its field."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Parameters):
+            yield from leaves(field.annotation, (*prefix, name))
+        else:
+            yield (*prefix, name), field
+
+
+def read(path: Path = PARAMS) -> dict[str, Any]:
+    """Read the file and check every key, type and range on its own.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or a key is unknown, missing or has an impossible value.
+    """
+    if not path.exists():
+        raise UserError(
+            f"there is no {path} in {Path.cwd()}; run conr in the project's folder, or start from a preset: "
+            f"cp presets/digits.yaml {path}"
+        )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold keys and values")
+    validated(content, str(path))
+    for key, field in leaves(ParamsFile):
+        if lookup(content, key) is None:
+            raise UserError(f"{path} lacks the key {'.'.join(key)}; add it (default: {field.default})")
+    return content
+
+
+def validated(content: Mapping[str, Any], origin: str = str(PARAMS)) -> ParamsFile:
+    """Turn nested keys and values into parameters.
+
+    Raises:
+        UserError: naming every key that is wrong, and what would be right.
+    """
+    try:
+        return ParamsFile.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise UserError(f"{origin}: " + "; ".join(lines)) from error
+
+
+def lookup(content: Mapping[str, Any], key: Key) -> Any:
+    """The value at a path of keys, or None."""
+    value: Any = content
+    for part in key:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def check_together(params: ParamsFile) -> None:
+    """Check parameters against each other.
+
+    Raises:
+        UserError: naming the two that contradict.
+    """
+    batch, total = params.finetune.batch_size, params.pretrain.epochs + params.finetune.epochs
+    for name, value in (("k", params.k), ("k1", params.k1)):
+        if value > batch:
+            raise UserError(
+                f"{name} = {value} is larger than finetune.batch_size = {batch}; neighbours are searched in the batch"
+            )
+    if params.k2 > params.k1:
+        raise UserError(f"k2 = {params.k2} is larger than k1 = {params.k1}; lower k2 or raise k1")
+    if params.optimiser.schedule_epochs < total:
+        raise UserError(
+            f"optimiser.schedule_epochs = {params.optimiser.schedule_epochs} is shorter than pretrain.epochs + "
+            f"finetune.epochs = {total}; the learning rate would be 0 before the end"
+        )
+    if params.optimiser.warmup_epochs >= params.optimiser.schedule_epochs:
+        raise UserError(
+            f"optimiser.warmup_epochs = {params.optimiser.warmup_epochs} leaves nothing of optimiser.schedule_epochs = "
+            f"{params.optimiser.schedule_epochs}"
+        )
+
+
+def check_against_data(params: ParamsFile, manifest: Path) -> None:
+    """Check parameters against the packed images, before hours of training.
+
+    Raises:
+        UserError: more clusters or a larger batch than there are images.
+    """
+    if not manifest.exists():
+        return  # the stage itself says that the store is missing
+    try:
+        count = int(json.loads(manifest.read_text())["count"])
+    except (ValueError, KeyError, TypeError):
+        return  # the stage itself says that the store is damaged
+    for name, value in (
+        ("clusters", params.clusters),
+        ("pretrain.batch_size", params.pretrain.batch_size),
+        ("finetune.batch_size", params.finetune.batch_size),
+    ):
+        if value > count:
+            raise UserError(f"{name} = {value} is larger than the number of images ({count}); lower it")
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [".".join(path) for path, _ in leaves(ParamsFile)] + list(ParamsFile.model_fields)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    message = problem["msg"].removeprefix("Input should be ")
+    return f"{key} = {problem['input']!r} should be {message}"

@@ -1,0 +1,19 @@
+"""Where every artifact lives, relative to the project's root; dvc.yaml names the same paths."""
+
+from pathlib import Path
+
+STORE = Path("artifacts/store")
+PRETRAINED = Path("artifacts/pretrain/weights.safetensors")
+PRETRAIN_LOG = Path("artifacts/pretrain/log.csv")
+FINETUNED = Path("artifacts/finetune/weights.safetensors")
+FINETUNE_LOG = Path("artifacts/finetune/log.csv")
+ENCODER = Path("artifacts/encoder.onnx")
+PRETRAINED_EMBEDDINGS = Path("artifacts/embeddings/pretrained.npy")
+EMBEDDINGS = Path("artifacts/embeddings/finetuned.npy")
+METRICS = Path("results/metrics.json")
+ASSIGNMENTS = Path("results/assignments.csv")
+CENTROIDS = Path("results/centroids.npy")
+REPORT = Path("results/report.html")
+FIGURES = Path("results/figures")
+PLOTS = Path("results/plots")
+CHECKPOINTS = Path(".conr/checkpoints")  # scratch, no artifact: below $DVC_ROOT

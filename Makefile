@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check clean
+.PHONY: run test check bench-digits bench-cifar10 clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -16,6 +16,13 @@ check: $(READY)
 	@ruff format --check .
 	@ruff check .
 	@mypy
+
+bench-digits: $(READY)  ## Table of the README: digits, five seeds
+	@pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@python bench/digits.py
+
+bench-cifar10: $(READY)  ## CIFAR-10 as a folder of JPEG files, a small network on the CPU
+	@python bench/cifar10.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'

@@ -1,14 +1,22 @@
 """One image file of any kind → a square RGB array."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 RESAMPLING = Image.Resampling.BICUBIC
+UPRIGHT = {  # EXIF orientation → what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImageError(Exception):
@@ -32,18 +40,18 @@ def decode(path: Path, size: int, fit: str) -> NDArray[np.uint8]:
     try:
         if path.stat().st_size == 0:
             raise UnreadableImageError("empty file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata say nothing about the pixels
-            with Image.open(path) as image:
-                image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that resizing drops
-                upright = ImageOps.exif_transpose(image)
-                return np.asarray(_square(_to_rgb(upright), size, fit))
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that resizing drops
+            image.load()
+            return np.asarray(_square(_to_rgb(_upright(image)), size, fit))
+    except UnreadableImageError:
+        raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image, whatever its name says") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("more pixels than can be decoded safely") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises on damaged files
-        raise UnreadableImageError(f"broken: {error}") from error
+    except Exception as error:  # on damaged files Pillow raises whatever its parsers ran into
+        raise UnreadableImageError(f"broken: {error or type(error).__name__}") from error
 
 
 def resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -51,10 +59,26 @@ def resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(_square(Image.fromarray(pixels), size, "stretch"))
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Obey the orientation tag; damaged metadata is no reason to lose the pixels.
+
+    `ImageOps.exif_transpose` also rewrites the other tags, and fails on odd ones.
+    """
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
-        low, high = float(values.min()), float(values.max())
+        finite = values[np.isfinite(values)]
+        if finite.size == 0:
+            raise UnreadableImageError("no finite value")
+        low, high = float(finite.min()), float(finite.max())
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
         scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
         return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -69,5 +93,7 @@ def _square(image: Image.Image, size: int, fit: str) -> Image.Image:
     if fit == "crop":
         return ImageOps.fit(image, (size, size), RESAMPLING)
     if fit == "pad":
-        return ImageOps.pad(image, (size, size), RESAMPLING)
+        # A side of at least one pixel: Pillow would round that of a very thin image to nothing.
+        inner = [max(1, round(side * size / max(image.size))) for side in image.size]
+        return ImageOps.pad(image.resize((inner[0], inner[1]), RESAMPLING), (size, size))
     return image.resize((size, size), RESAMPLING)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -96,7 +97,7 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, progress: Progre
         std=np.maximum(std, 1 / 255).tolist(),  # an all-black channel must not divide by zero
         checksum=digest.hexdigest(),
         files=[item.file for item in kept],
-        labels=[numbers.get(item.label or "", -1) for item in kept] if source.labelled else None,
+        labels=[numbers.get(item.label or "", -1) for item in kept] if numbers else None,
         class_names=class_names,
         skipped=source.skipped + broken,
     )
@@ -116,7 +117,10 @@ def decode_all(items: list[Item]) -> Iterator[tuple[list[Item], list[NDArray[np.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(items), CHUNK):
             chunk = items[first : first + CHUNK]
-            yield chunk, list(pool.map(read, chunk))
+            with warnings.catch_warnings():  # around all threads: the filters are the process's, not a thread's
+                warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata say nothing about the pixels
+                outcomes = list(pool.map(read, chunk))
+            yield chunk, outcomes
 
 
 def _check_broken(source: Source, kept: int, broken: list[tuple[str, str]], max_broken: float) -> None:

@@ -69,7 +69,7 @@ def open_store(folder: Path) -> Store:
         manifest = Manifest(**content)
         # Copy-on-write pages: never written to, but PyTorch warns about read-only memory.
         images = np.load(folder / "images.npy", mmap_mode="c")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not a whole store ({error}); delete it and run conr prepare again") from error
     expected = (manifest.count, manifest.image_size, manifest.image_size, 3)
     if images.shape != expected or images.dtype != np.uint8 or len(manifest.files) != manifest.count:

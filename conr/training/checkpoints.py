@@ -5,6 +5,7 @@ one. Its folder is named by a fingerprint of everything the run depends on: chan
 """
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -54,8 +55,11 @@ class Checkpoint:
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the saved state. The old one stays whole until the new one is on the disk."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # Through memory: PyTorch's own writer turns a full disk into an error that cannot be told from others.
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
         with atomic_file(self.file) as temporary:
-            torch.save(dict(state), temporary)
+            temporary.write_bytes(buffer.getbuffer())
 
     def remove(self) -> None:
         """Delete the state of a run that has finished."""
@@ -93,6 +97,6 @@ def load_weights(path: Path) -> tuple[Siamese, dict[str, Any]]:
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         model = Siamese(network_from(description), description["hidden"], description["dimension"])
         model.load_state_dict(tensors)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole conr weights file ({error}); delete it and rerun its stage") from error
     return model, description

@@ -67,6 +67,9 @@ def clean_features(
 
     Returns:
         (N, D) float32.
+
+    Raises:
+        UserError: the weights have diverged so far that features are not finite.
     """
     training = network.training
     network.eval()
@@ -80,6 +83,11 @@ def clean_features(
             advance(len(indices))
     network.train(training)
     result: NDArray[np.float32] = torch.cat(parts).numpy()
+    if not np.isfinite(result).all():
+        raise UserError(
+            "the features of the network are not finite numbers, so its training has diverged. "
+            "Lower optimiser.base_learning_rate, or set precision to float32, and train it again"
+        )
     return result
 
 

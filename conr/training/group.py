@@ -47,7 +47,7 @@ class GroupConcordance:
         self.centroids: Tensor | None = None
         self.pseudo_labels = torch.empty(0, dtype=torch.int64)
         self.fraction = 1.0
-        self.tally = torch.zeros(3, device=compute.device)
+        self.tally = torch.zeros(4, device=compute.device)
 
     def start_epoch(self, epoch: int) -> None:
         """Cluster once before the first epoch, and set the share of candidates (Eq. 12)."""
@@ -93,7 +93,7 @@ class GroupConcordance:
         clusters = self.parameters.clusters
         assignments = self.pseudo_labels.cpu().numpy()
         sizes = cluster_sizes(assignments, clusters)
-        directions, kept, agreeing = self.tally.tolist()
+        directions, kept, agreeing, pairs = self.tally.tolist()
         row: Row = {
             "kept_fraction": kept / directions,
             "smallest_cluster": int(sizes.min()),
@@ -103,7 +103,7 @@ class GroupConcordance:
         }
         if self.labels is not None:
             row |= label_scores(self.labels, assignments)
-            row["neighbour_purity"] = agreeing / directions
+            row["neighbour_purity"] = agreeing / pairs if pairs else None
         return row
 
     def state(self) -> dict[str, Tensor]:
@@ -135,8 +135,10 @@ class GroupConcordance:
         self.tally[1] += kept.float().mean()
         if labels is not None and neighbours.shape[1] > 1:
             others = neighbours != torch.arange(len(neighbours), device=neighbours.device).unsqueeze(1)
+            others &= (labels[neighbours] >= 0) & (labels.unsqueeze(1) >= 0)  # −1 is unknown
             agree = (labels[neighbours] == labels.unsqueeze(1)) & others
-            self.tally[2] += agree.sum() / others.sum()
+            self.tally[2] += agree.sum()
+            self.tally[3] += others.sum()
 
 
 def finetune(

@@ -106,7 +106,7 @@ def train(
         The log, a row an epoch.
 
     Raises:
-        UserError: the loss is not finite; the last good state stays in the checkpoint.
+        UserError: the loss or the features are not finite; the last good state stays in the checkpoint.
     """
     optimiser = _optimiser(model, recipe)
     history: list[Row] = []

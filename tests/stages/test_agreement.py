@@ -1,0 +1,82 @@
+"""params.yaml, dvc.yaml, the presets and the declarations say the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from imports import ROOT, imported_files
+
+from conr.parameters import ParamsFile
+from stages import params_file, paths
+from stages.cli import STAGES
+
+PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
+# Declarations decide no value: DVC tracks the values themselves through params.
+NOT_A_DEPENDENCY = {"conr/parameters.py"}
+
+
+def test_pipeline_and_command_line_have_the_same_stages_in_the_same_order() -> None:
+    assert list(PIPELINE["stages"]) == list(STAGES)
+    assert all(stage["cmd"] == f"conr {name}" for name, stage in PIPELINE["stages"].items())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_tracks_exactly_the_parameters_that_a_stage_reads(stage: str) -> None:
+    view, _ = STAGES[stage]
+    assert sorted(PIPELINE["stages"][stage]["params"]) == sorted(view.model_fields)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_tracks_exactly_the_code_that_a_stage_imports(stage: str) -> None:
+    imported = {file for file in imported_files(f"stages.{stage}") if not file.endswith("__init__.py")}
+    tracked = {dep for dep in PIPELINE["stages"][stage]["deps"] if dep.endswith(".py")}
+    assert tracked == imported - NOT_A_DEPENDENCY
+
+
+def test_every_artifact_that_a_stage_depends_on_is_an_output_of_an_earlier_one() -> None:
+    made: set[str] = set()
+    for stage in PIPELINE["stages"].values():
+        needed = {dep for dep in stage["deps"] if dep.startswith(("artifacts", "results"))}
+        assert needed <= made
+        made |= {out for out in stage["outs"] if isinstance(out, str)}
+
+
+def test_paths_and_pipeline_name_the_same_artifacts() -> None:
+    outs = {out for stage in PIPELINE["stages"].values() for out in stage["outs"]}
+    outs |= set(PIPELINE["stages"]["evaluate"]["metrics"][0])
+    known = {value.as_posix() for value in vars(paths).values() if isinstance(value, Path)}
+    known -= {paths.CHECKPOINTS.as_posix()}
+    inside = {path for path in known if any(path.startswith(f"{out}/") for out in outs)}
+    assert known - inside == outs - {"artifacts/embeddings"}
+    assert inside == {paths.EMBEDDINGS.as_posix(), paths.PRETRAINED_EMBEDDINGS.as_posix()}
+
+
+@pytest.mark.parametrize("preset", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.name)
+def test_presets_are_complete_and_valid(preset: Path) -> None:
+    content = params_file.read(preset)
+    params = params_file.validated(content)
+    params_file.check_together(params)
+
+
+def test_params_file_is_the_digits_preset() -> None:
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/digits.yaml").read_text()
+
+
+def test_every_parameter_is_explained_and_has_a_flag_of_its_own_in_each_stage() -> None:
+    for view, _ in STAGES.values():
+        flags = [key[-1] for key, _ in params_file.leaves(view)]
+        assert len(flags) == len(set(flags))
+    assert all(field.description for _, field in params_file.leaves(ParamsFile))
+
+
+def test_no_two_stages_can_disagree_on_a_declaration() -> None:
+    for view, _ in STAGES.values():
+        for name, field in view.model_fields.items():
+            declared = ParamsFile.model_fields[name]
+            assert (field.annotation, field.metadata, field.default) == (
+                declared.annotation,
+                declared.metadata,
+                declared.default,
+            )

@@ -1,0 +1,230 @@
+"""The command line: flags over file, clear errors, quick help."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from project import ROOT, Conr, run_conr, write_params
+
+from stages import params_file
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose images are packed."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_params(folder)
+    assert run_conr(folder, "prepare").returncode == 0
+    return folder
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    """Run conr, assert that it refuses with exit code 2 and no stack trace, and return the message on one line."""
+    result = run_conr(folder, *arguments)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kk1": 3}, "unknown key kk1; did you mean k1?"),
+        ({"finetune": {"epoch": 3}}, "unknown key finetune.epoch; did you mean finetune.epochs?"),
+        ({"k": "ten"}, "k = 'ten' should be a valid integer"),
+        ({"k": 2.5}, "k = 2.5 should be a valid integer"),
+        ({"k": True}, "k = True should be a valid integer"),
+        ({"fr": 0}, "fr = 0 should be greater than 0"),
+        ({"fr": 1.01}, "fr = 1.01 should be less than or equal to 1"),
+        ({"prepare": {"source": "digit"}}, "prepare.source = 'digit' should be 'digits' or 'folder'"),
+        ({"network": {"stem": None}}, "network.stem = None should be 'cifar' or 'imagenet'"),
+        ({"views": 3}, "views = 3 should be"),
+        ({"k1": 300}, "k1 = 300 is larger than finetune.batch_size = 256"),
+        ({"k": 300}, "k = 300 is larger than finetune.batch_size = 256"),
+        ({"k2": 11}, "k2 = 11 is larger than k1 = 10"),
+        ({"optimiser": {"schedule_epochs": 3}}, "optimiser.schedule_epochs = 3 is shorter than"),
+        ({"optimiser": {"warmup_epochs": 10}}, "optimiser.warmup_epochs = 10 leaves nothing"),
+    ],
+)
+def test_impossible_parameters_are_refused_before_anything_runs(
+    project: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_params(project, changes)
+    assert message in refused(project, "prepare")
+    assert not (project / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fr", "0"], "fr = 0.0 should be greater than 0"),
+        (["--fr", "1.5"], "fr = 1.5 should be less than or equal to 1"),
+        (["--k1", "ten"], "Invalid value for '--k1'"),
+        (["--k1", "257"], "k1 = 257 is larger than finetune.batch_size = 256"),
+        (["--k1", "5", "--k2", "6"], "k2 = 6 is larger than k1 = 5"),
+        (["--clusters", "1798"], "clusters = 1798 is larger than the number of images (1797)"),
+        (["--batch-size", "1798"], "finetune.batch_size = 1798 is larger than the number of images (1797)"),
+        (["--kk", "3"], "No such option: --kk"),
+    ],
+)
+def test_flags_pass_the_same_checks(packed: Path, flags: list[str], message: str) -> None:
+    assert message in refused(packed, "finetune", *flags)
+
+
+def test_a_missing_key_is_named_with_its_default(project: Path) -> None:
+    text = (project / "params.yaml").read_text().replace("fr: 0.8\n", "")
+    (project / "params.yaml").write_text(text)
+    assert "params.yaml lacks the key fr; add it (default: 0.8)" in refused(project, "prepare")
+
+
+def test_a_missing_params_file_says_where_to_get_one(tmp_path: Path) -> None:
+    assert "cp presets/digits.yaml params.yaml" in refused(tmp_path, "pretrain")
+
+
+def test_a_params_file_that_is_no_yaml_is_named(project: Path) -> None:
+    (project / "params.yaml").write_text("k: [1,")
+    assert "params.yaml is not valid YAML" in refused(project, "prepare")
+
+
+def test_numbers_in_scientific_notation_are_numbers(project: Path) -> None:
+    text = (project / "params.yaml").read_text().replace("weight_decay: 0.0005", "weight_decay: 5e-4")
+    (project / "params.yaml").write_text(text)
+    content = params_file.read(project / "params.yaml")
+    assert params_file.validated(content).optimiser.weight_decay == 0.0005
+
+
+def test_more_clusters_than_images_is_found_before_pretraining(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed / "artifacts", tmp_path / "artifacts")
+    write_params(tmp_path, {"clusters": 5000})
+    assert "clusters = 5000 is larger than the number of images (1797)" in refused(tmp_path, "pretrain")
+
+
+def test_flags_override_the_file_and_the_file_the_declaration(packed: Path) -> None:
+    shown = run_conr(packed, "pretrain", "--help").stdout
+    assert "[default: 2]" in shown  # the file's epochs; the declaration says 800
+    result = run_conr(packed, "pretrain", "--epochs", "1")
+    assert result.returncode == 0, result.stderr
+    assert len((packed / "artifacts/pretrain/log.csv").read_text().splitlines()) == 2
+
+
+def test_stages_in_the_wrong_order_say_what_to_run(project: Path, packed: Path, tmp_path: Path) -> None:
+    assert "artifacts/store does not exist; run conr prepare first" in refused(project, "pretrain")
+    shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
+    assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "finetune")
+    assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "extract")
+    assert "artifacts/embeddings/pretrained.npy is missing" in refused(tmp_path, "evaluate")
+
+
+def test_a_truncated_store_is_refused(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
+    write_params(tmp_path)
+    images = tmp_path / "artifacts/store/images.npy"
+    images.write_bytes(images.read_bytes()[:-1000])
+    assert "artifacts/store is not a whole store" in refused(tmp_path, "pretrain")
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_epoch(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
+    write_params(tmp_path)
+    message = refused(tmp_path, "pretrain", "--base-learning-rate", "1e30")
+    assert "pretrain: the loss is not a finite number in epoch 1 of 2" in message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "does not exist"),
+        (lambda folder: folder.mkdir(), "holds no image at any depth"),
+        (lambda folder: half_broken(folder), "2 of 4 images cannot be read (50%)"),
+    ],
+    ids=["missing", "empty", "half broken"],
+)
+def test_folders_that_cannot_be_used_are_refused(project: Path, make: Any, message: str) -> None:
+    make(project / "photos")
+    assert message in refused(project, "prepare", "--source", "folder", "--path", "photos", "--labels", "none")
+    assert not (project / "artifacts/store").exists()
+
+
+def half_broken(folder: Path) -> None:
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.full((9, 9, 3), 100 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"good{number}.png")
+        (folder / f"bad{number}.png").write_bytes(b"\x89PNG")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount a tiny tmpfs: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_while_packing_leaves_nothing_half_written(small_disk: Path) -> None:
+    write_params(small_disk)
+    assert "the disk is full" in refused(small_disk, "prepare")
+    assert not any((small_disk / "artifacts").iterdir())
+
+
+def test_a_full_disk_while_training_says_so(packed: Path, small_disk: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
+    write_params(tmp_path)
+    (tmp_path / ".conr").symlink_to(small_disk)  # the checkpoints go to the small disk
+    assert "the disk is full" in refused(tmp_path, "pretrain")
+    assert not list(small_disk.rglob("state.pt"))
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["prepare"], ["pretrain"], ["finetune"], ["extract"], ["evaluate"], ["assign"]]
+)
+def test_help_teaches_and_loads_nothing_heavy(command: list[str], conr: Conr) -> None:
+    result = conr(*command, "--help")
+    assert result.returncode == 0
+    assert "Usage: conr" in result.stdout
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['conr', *{command}, '--help']\n"
+        "try: runpy.run_module('stages.cli', run_name='__main__'); from stages.cli import app; app()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'faiss', 'sklearn', 'onnxruntime', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert loaded.returncode == 0, loaded.stderr
+
+
+def test_help_works_with_a_broken_params_file(project: Path, conr: Conr) -> None:
+    (project / "params.yaml").write_text("k: [1,")
+    result = conr("finetune", "--help")
+    assert result.returncode == 0
+    assert "--k1" in result.stdout
+
+
+def test_output_is_quiet_without_a_terminal(conr: Conr) -> None:
+    result = conr("prepare")
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[0].endswith("from scikit-learn's digits in artifacts/store")
+
+
+def test_manifest_says_what_was_skipped(project: Path, conr: Conr) -> None:
+    half_broken(project / "photos")
+    (project / "photos/notes.txt").write_text("no image")
+    result = conr("prepare", "--source", "folder", "--path", "photos", "--labels", "none", "--max-broken", "0.5")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((project / "artifacts/store/manifest.json").read_text())
+    assert manifest["files"] == ["good0.png", "good1.png"]
+    assert {file for file, _ in manifest["skipped"]} == {"bad0.png", "bad1.png", "notes.txt"}

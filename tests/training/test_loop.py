@@ -1,0 +1,283 @@
+"""Both training stages on 64 tiny images: resuming, divergence, and what may not steer."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conr.errors import UserError
+from conr.networks import Network, Siamese
+from conr.parameters import Finetune, FinetuneStage, Optimiser, Pretrain, PretrainStage, Views
+from conr.progress import Advance, Progress, silent
+from conr.training.checkpoints import Checkpoint
+from conr.training.group import finetune
+from conr.training.instance import pretrain
+from conr.training.loop import Row
+
+EPOCHS, BATCH = 4, 32
+SCHEDULE = Optimiser(base_learning_rate=0.8, warmup_epochs=1, schedule_epochs=2 * EPOCHS, target_momentum=0.9)
+SHARED: dict[str, Any] = {
+    "device": "cpu",
+    "precision": "float32",
+    "optimiser": SCHEDULE,
+    "views": Views(rotation=10.0),
+}
+STAGES = ["pretrain", "finetune"]
+
+Labels = NDArray[np.int64]
+Stage = Callable[..., tuple[Siamese, list[Row]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits depend on the number of threads; and for networks this small, one is the fastest."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def labels() -> Labels:
+    return np.random.default_rng(1).permutation(np.repeat(np.arange(4), 16))
+
+
+@pytest.fixture(scope="module")
+def images(labels: Labels) -> NDArray[np.uint8]:
+    """Noise about one random pattern for each label."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 256, (4, 8, 8, 3))
+    noisy = patterns[labels] + random.normal(scale=20, size=(64, 8, 8, 3))
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def new_model() -> Siamese:
+    torch.manual_seed(0)
+    return Siamese(Network("resnet18", 4, "cifar", 16, 8), hidden=16, dimension=8)
+
+
+def run(
+    stage: str,
+    images: NDArray[np.uint8],
+    labels: Labels | None,
+    checkpoint: Checkpoint,
+    progress: Progress = silent,
+    seed: int = 0,
+    optimiser: Optimiser = SCHEDULE,
+    **settings: Any,
+) -> tuple[Siamese, list[Row]]:
+    """A stage from the initial weights, or from the checkpoint; the settings are those of the stage itself."""
+    model = new_model()
+    shared = SHARED | {"seed": seed, "optimiser": optimiser}
+    sizes = {"epochs": EPOCHS, "batch_size": BATCH} | settings
+    if stage == "pretrain":
+        recipe = PretrainStage(**shared, pretrain=Pretrain(**sizes))
+        return model, pretrain(model, images, labels, recipe, checkpoint, progress)
+    clustering = {"clusters": 4, "k": 5, "k1": 5, "k2": 2, "fr": 0.5}
+    recipe = FinetuneStage(**shared, **clustering, finetune=Finetune(**sizes))
+    return model, finetune(model, images, labels, recipe, EPOCHS, checkpoint, progress)
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def whole(
+    request: pytest.FixtureRequest,
+    images: NDArray[np.uint8],
+    labels: Labels,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Siamese, list[Row], Checkpoint]:
+    """An uninterrupted run of each stage, with labels for its log, and the checkpoint that it leaves."""
+    checkpoint = Checkpoint(tmp_path_factory.mktemp("whole") / request.param)
+    return request.param, *run(request.param, images, labels, checkpoint), checkpoint
+
+
+def assert_same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def without_seconds(history: list[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+class Killed(BaseException):
+    """Stands for the signal that ends a run."""
+
+
+class KillAfterSave(Checkpoint):
+    """Saves like any checkpoint; the process dies right after the second time."""
+
+    saves = 0
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        super().save(state)
+        self.saves += 1
+        if self.saves == 2:
+            raise Killed
+
+
+@contextmanager
+def killed_in_the_third_epoch(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A `Progress` that dies after the first step of the third epoch."""
+    steps = 0
+
+    def advance(amount: int, note: str = "") -> None:
+        nonlocal steps
+        steps += amount
+        if steps == 2 * 64 // BATCH + 1:
+            raise Killed
+
+    yield advance
+
+
+@pytest.mark.parametrize("moment", ["after saving", "in mid-epoch"])
+def test_resumed_run_ends_like_an_uninterrupted_one(
+    moment: str,
+    whole: tuple[str, Siamese, list[Row], Checkpoint],
+    images: NDArray[np.uint8],
+    labels: Labels,
+    tmp_path: Path,
+) -> None:
+    stage, expected_model, expected_history, _ = whole
+    if moment == "after saving":
+        first, progress = KillAfterSave(tmp_path), silent
+    else:
+        first, progress = Checkpoint(tmp_path), killed_in_the_third_epoch
+    with pytest.raises(Killed):
+        run(stage, images, labels, first, progress)
+    saved = first.load()
+    assert saved is not None
+    assert len(saved["history"]) == 2
+    torch.rand(7)  # the state of the global generator must not matter
+    model, history = run(stage, images, labels, Checkpoint(tmp_path))
+    assert_same_weights(model.state_dict(), expected_model.state_dict())
+    assert without_seconds(history) == without_seconds(expected_history)
+
+
+def test_finished_run_is_only_read_from_its_checkpoint(
+    whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], labels: Labels
+) -> None:
+    stage, model, history, checkpoint = whole
+    again, same_history = run(stage, images, labels, checkpoint)
+    assert_same_weights(again.state_dict(), model.state_dict())
+    assert same_history == history
+
+
+def test_labels_do_not_steer(
+    whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    stage, with_labels, history, _ = whole
+    without_labels, plain_history = run(stage, images, None, Checkpoint(tmp_path))
+    assert_same_weights(without_labels.state_dict(), with_labels.state_dict())
+    assert [row["loss"] for row in plain_history] == [row["loss"] for row in history]
+
+
+def test_another_seed_gives_another_run(
+    whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    stage, _, history, _ = whole
+    _, other = run(stage, images, None, Checkpoint(tmp_path), seed=1, epochs=1)
+    assert other[0]["loss"] != history[0]["loss"]
+
+
+ALWAYS = {"epoch", "loss", "learning_rate", "spread", "seconds"}
+SCORES = {"acc", "nmi", "ari"}
+GROUP = {"kept_fraction", "smallest_cluster", "largest_cluster", "balance"}
+
+
+def test_log_with_labels_has_all_columns_and_finite_values(
+    whole: tuple[str, Siamese, list[Row], Checkpoint],
+) -> None:
+    stage, _, history, _ = whole
+    expected = ALWAYS | SCORES | (GROUP | {"neighbour_purity"} if stage == "finetune" else set())
+    first = 1 if stage == "pretrain" else EPOCHS + 1
+    assert [row["epoch"] for row in history] == list(range(first, first + EPOCHS))
+    for row in history:
+        assert row.keys() == expected
+        assert all(np.isfinite(value) for value in row.values())
+        assert -2 <= row["loss"] <= 2
+        assert all(0 <= row[name] <= 1 for name in expected & {"acc", "nmi", "balance", "neighbour_purity"})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_log_without_labels_has_no_scores(stage: str, images: NDArray[np.uint8], tmp_path: Path) -> None:
+    _, history = run(stage, images, None, Checkpoint(tmp_path), epochs=1)
+    assert history[0].keys() == ALWAYS | (GROUP if stage == "finetune" else set())
+
+
+def test_every_parameter_of_all_three_networks_moves(
+    whole: tuple[str, Siamese, list[Row], Checkpoint],
+) -> None:
+    _, model, _, _ = whole
+    before = dict(new_model().named_parameters())
+    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert still == []
+
+
+def test_pretraining_loss_falls(images: NDArray[np.uint8], whole: tuple[str, Siamese, list[Row], Checkpoint]) -> None:
+    _, _, history, _ = whole
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_stages_share_one_learning_rate_curve(whole: tuple[str, Siamese, list[Row], Checkpoint]) -> None:
+    stage, _, history, _ = whole
+    peak = 0.8 * BATCH / 256
+    # The last of two steps of an epoch comes half-way through it; the warm-up is one epoch of eight.
+    if stage == "pretrain":
+        assert history[0]["learning_rate"] == pytest.approx(peak / 2)
+        moments, rate = [1.5, 2.5, 3.5], peak
+        history = history[1:]
+    else:
+        moments, rate = [4.5, 5.5, 6.5, 7.5], peak * 0.1
+    expected = [rate * (1 + np.cos(np.pi * (moment - 1) / 7)) / 2 for moment in moments]
+    assert [row["learning_rate"] for row in history] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("relaxation", "expected"), [(0.5, [0.5, 0.75, 1.0, 1.0]), (1.0, [0.5, 0.625, 0.75, 0.875])])
+def test_kept_fraction_follows_the_relaxation(
+    relaxation: float, expected: list[float], images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    _, history = run("finetune", images, None, Checkpoint(tmp_path), relaxation=relaxation)
+    assert [row["kept_fraction"] for row in history] == expected
+
+
+def test_purity_counts_known_labels_only(images: NDArray[np.uint8], labels: Labels, tmp_path: Path) -> None:
+    same = np.where(labels == 0, 0, -1)
+    _, history = run("finetune", images, same, Checkpoint(tmp_path / "one"), epochs=1)
+    assert history[0]["neighbour_purity"] == 1.0
+    single = np.where(np.arange(64) == 5, 0, -1)
+    _, history = run("finetune", images, single, Checkpoint(tmp_path / "two"), epochs=1)
+    assert history[0]["neighbour_purity"] is None
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_divergence_names_stage_and_epoch_and_keeps_the_last_good_state(
+    stage: str, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    good, history = run(stage, images, None, checkpoint, epochs=2)
+    wild = SCHEDULE.model_copy(update={"base_learning_rate": 1e30})
+    message = f"^{stage}: the loss is not a finite number in epoch 3 of 4; the state after epoch 2 is kept"
+    with pytest.raises(UserError, match=message):
+        run(stage, images, None, checkpoint, optimiser=wild)
+    state = checkpoint.load()
+    assert state is not None
+    assert_same_weights(state["model"], good.state_dict())
+    assert state["history"] == history
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_epoch_whose_last_step_breaks_the_features_is_not_kept(
+    stage: str, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    # With one step an epoch the loss is taken before the first update, and is finite.
+    checkpoint = Checkpoint(tmp_path)
+    wild = SCHEDULE.model_copy(update={"base_learning_rate": 1e30, "warmup_epochs": 0, "target_momentum": 0.0})
+    with pytest.raises(UserError, match=r"^the features of the network are not finite numbers"):
+        run(stage, images, None, checkpoint, optimiser=wild, batch_size=64)
+    assert checkpoint.load() is None

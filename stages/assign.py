@@ -22,7 +22,10 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     made_for = properties(session)
     if not CENTROIDS.is_file():
         raise UserError(f"{CENTROIDS} does not exist; run conr evaluate first")
-    centroids = np.load(CENTROIDS)
+    try:
+        centroids = np.load(CENTROIDS)
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{CENTROIDS} is not whole ({error}); run conr evaluate again") from error
     if not {"image_size", "fit"} <= made_for.keys() or session.get_outputs()[0].shape[1] != centroids.shape[1]:
         raise UserError(f"{ENCODER} and {CENTROIDS} do not belong together; run dvc repro again")
     size, fit = made_for["image_size"], made_for["fit"]
@@ -47,17 +50,17 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     write_assignments(output, files, placement)
     lines = [f"{len(files):,} images in {len(np.unique(placement.assignments))} clusters, listed in {output.resolve()}"]
     if sort_into is not None:
-        _copy(folder, files, placement.assignments.tolist(), sort_into)
+        _copy(folder, files, placement.assignments.tolist(), len(centroids), sort_into)
         lines.append(f"copied into one folder per cluster in {sort_into.resolve()}")
     if broken:
         lines.append(f"{len(broken):,} images cannot be read, the first: {broken[0][0]}: {broken[0][1]}")
     return "\n".join(lines)
 
 
-def _copy(folder: Path, files: list[str], clusters: list[int], target: Path) -> None:
+def _copy(folder: Path, files: list[str], assignments: list[int], clusters: int, target: Path) -> None:
     """Copy each file to <target>/<cluster>/<its path below the folder>."""
-    digits = len(str(max(clusters)))
-    for file, cluster in zip(files, clusters, strict=True):
+    digits = len(str(clusters - 1))  # of all clusters, so that the folders are the same whatever images come
+    for file, cluster in zip(files, assignments, strict=True):
         destination = target / f"{cluster:0{digits}}" / file
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(folder / file, destination)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from conr.errors import UserError
 from conr.parameters import (
+    Device,
     EvaluateStage,
     ExtractStage,
     FinetuneStage,
@@ -158,7 +159,7 @@ def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
     sort_into: Annotated[Path | None, typer.Option(help="Also copy the images here, a folder per cluster")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one")] = "auto",
 ) -> None:
     """Sort new images into the clusters of the last run."""
     run_stage("assign", folder, output, sort_into, device)

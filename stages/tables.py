@@ -28,7 +28,11 @@ def write_assignments(
     if labels is not None:
         columns.append(labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_file(path) as temporary,
+        # Names on disk are bytes: one that is not UTF-8 goes out as it came in.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS if labels is None else (*COLUMNS, "label"))
         writer.writerows(zip(*columns, strict=True))

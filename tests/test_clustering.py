@@ -44,6 +44,15 @@ def test_well_separated_blobs_are_recovered(spherical: bool) -> None:
     assert result.assignments.dtype == np.int64
 
 
+def test_a_single_run_finds_many_clusters_because_of_its_spread_start() -> None:
+    # From random samples a start with one in each of 12 blobs is a matter of 1 in 20,000.
+    labels = np.repeat(np.arange(12), 20)
+    features = on_sphere(np.eye(12, dtype=np.float32)[labels] + 0.01 * noise(len(labels), 12))
+    results = [kmeans(features, 12, seed=seed) for seed in range(10)]
+    found = [clustering_accuracy(labels, result.assignments) for result in results]
+    assert found.count(1.0) >= 9
+
+
 @pytest.mark.parametrize("spherical", [True, False])
 def test_inertia_is_the_sum_of_squared_distances_to_the_own_centroid(spherical: bool) -> None:
     features = on_sphere(noise(300, 6))

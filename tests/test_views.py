@@ -210,6 +210,23 @@ def test_small_crop_areas_are_drawn_evenly() -> None:
     assert below > 0.6
 
 
+def test_ratios_of_small_crops_are_drawn_evenly_on_a_logarithmic_scale() -> None:
+    crop = draw(4000, 32, 32, Views(), 0.08, generator()).crop
+    logarithm = (crop[:, 3] / crop[:, 2])[crop[:, 2] * crop[:, 3] < 700].log()
+    edge = math.log(4 / 3)
+    assert logarithm.mean().item() == pytest.approx(0, abs=0.02)
+    assert logarithm.std().item() == pytest.approx(2 * edge / math.sqrt(12), rel=0.03)
+
+
+def test_places_of_crops_are_uniform_and_independent() -> None:
+    top, left, height, width = draw(4000, 32, 32, Views(), 0.08, generator()).crop.unbind(1)
+    free = (height < 31) & (width < 31)
+    places = torch.stack((top / (32 - height), left / (32 - width)))[:, free]
+    assert places.mean(1).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
+    assert places.std(1).tolist() == pytest.approx([1 / math.sqrt(12)] * 2, rel=0.03)
+    assert torch.corrcoef(places)[0, 1].item() == pytest.approx(0, abs=0.05)
+
+
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 500)])
 def test_certain_and_impossible_flips(probability: float, expected: int) -> None:
     flipped = draw(500, 8, 8, Views(flip=probability), 1.0, generator()).flipped

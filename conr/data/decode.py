@@ -65,7 +65,7 @@ def _upright(image: Image.Image) -> Image.Image:
     `ImageOps.exif_transpose` also rewrites the other tags, and fails on odd ones.
     """
     try:
-        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
         return image
     return image if turn is None else image.transpose(turn)

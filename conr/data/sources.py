@@ -40,13 +40,11 @@ class Source:
         name: what to call the source in messages.
         items: the images.
         skipped: (file, reason) of files that are no images by their name.
-        labelled: whether labels were asked for.
     """
 
     name: str
     items: list[Item]
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    labelled: bool = False
 
 
 def open_source(settings: Prepare) -> Source:
@@ -78,7 +76,7 @@ def _digits(settings: Prepare) -> Source:
         )
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True))
     ]
-    return Source("scikit-learn's digits", items, labelled=settings.labels == "dataset")
+    return Source("scikit-learn's digits", items)
 
 
 def _folder(settings: Prepare) -> Source:
@@ -108,7 +106,7 @@ def _folder(settings: Prepare) -> Source:
     if settings.labels != "none" and all(item.label is None for item in items):
         where = settings.labels_file if table is not None else "a subfolder"
         raise UserError(f"prepare.labels: no image in {root} gets a label from {where}; check it, or use labels: none")
-    return Source(str(root), items, skipped, labelled=settings.labels != "none")
+    return Source(str(root), items, skipped)
 
 
 def _files_below(root: Path) -> list[str]:
@@ -135,8 +133,11 @@ def _labels_table(root: Path, settings: Prepare) -> dict[str, str]:
         )
     if not path.is_file():
         raise UserError(f"prepare.labels_file: {path} does not exist")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if not {"file", "label"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: the first line must name the columns file and label")
-        return {row["file"]: row["label"] for row in reader if row["label"]}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not {"file", "label"} <= set(reader.fieldnames or ()):
+                raise UserError(f"{path}: the first line must name the columns file and label")
+            return {row["file"]: row["label"] for row in reader if row["label"]}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table in UTF-8 ({error}); save it as CSV in UTF-8") from error

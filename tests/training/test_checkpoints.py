@@ -1,5 +1,7 @@
 """What a checkpoint and a weights file give back, and what a failed write leaves behind."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,20 @@ def test_failure_while_saving_leaves_the_old_state_whole(tmp_path: Path) -> None
     with pytest.raises(Exception, match="pickle"):
         checkpoint.save({"epoch": 2, "w": torch.zeros(100_000), "cannot be pickled": lambda: None})
     assert same(checkpoint.load(), {"epoch": 1, "w": torch.arange(3)})
+    assert [path.name for path in checkpoint.folder.iterdir()] == ["state.pt"]
+
+
+def test_full_disk_while_saving_leaves_the_old_state_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(tmp_path / "run")
+    checkpoint.save({"epoch": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save({"epoch": 2})
+    assert checkpoint.load() == {"epoch": 1}
     assert [path.name for path in checkpoint.folder.iterdir()] == ["state.pt"]
 
 

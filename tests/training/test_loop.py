@@ -16,9 +16,10 @@ from conr.networks import Network, Siamese
 from conr.parameters import Finetune, FinetuneStage, Optimiser, Pretrain, PretrainStage, Views
 from conr.progress import Advance, Progress, silent
 from conr.training.checkpoints import Checkpoint
-from conr.training.group import finetune
-from conr.training.instance import pretrain
-from conr.training.loop import Row
+from conr.training.compute import Compute
+from conr.training.group import GroupConcordance, finetune
+from conr.training.instance import InstanceConcordance, pretrain
+from conr.training.loop import Recipe, Row, epoch_generator
 
 EPOCHS, BATCH = 4, 32
 SCHEDULE = Optimiser(base_learning_rate=0.8, warmup_epochs=1, schedule_epochs=2 * EPOCHS, target_momentum=0.9)
@@ -70,18 +71,19 @@ def run(
     progress: Progress = silent,
     seed: int = 0,
     optimiser: Optimiser = SCHEDULE,
+    training: bool = True,
     **settings: Any,
 ) -> tuple[Siamese, list[Row]]:
     """A stage from the initial weights, or from the checkpoint; the settings are those of the stage itself."""
-    model = new_model()
+    model = new_model().train(training)
     shared = SHARED | {"seed": seed, "optimiser": optimiser}
     sizes = {"epochs": EPOCHS, "batch_size": BATCH} | settings
     if stage == "pretrain":
-        recipe = PretrainStage(**shared, pretrain=Pretrain(**sizes))
-        return model, pretrain(model, images, labels, recipe, checkpoint, progress)
+        parameters = PretrainStage(**shared, pretrain=Pretrain(**sizes))
+        return model, pretrain(model, images, labels, parameters, checkpoint, progress)
     clustering = {"clusters": 4, "k": 5, "k1": 5, "k2": 2, "fr": 0.5}
-    recipe = FinetuneStage(**shared, **clustering, finetune=Finetune(**sizes))
-    return model, finetune(model, images, labels, recipe, EPOCHS, checkpoint, progress)
+    parameters = FinetuneStage(**shared, **clustering, finetune=Finetune(**sizes))
+    return model, finetune(model, images, labels, parameters, EPOCHS, checkpoint, progress)
 
 
 @pytest.fixture(scope="module", params=STAGES)
@@ -177,6 +179,31 @@ def test_labels_do_not_steer(
     assert [row["loss"] for row in plain_history] == [row["loss"] for row in history]
 
 
+def test_a_model_in_evaluation_mode_is_trained_all_the_same(
+    whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    stage, _, history, _ = whole
+    _, other = run(stage, images, None, Checkpoint(tmp_path), epochs=1, training=False)
+    assert other[0]["loss"] == history[0]["loss"]
+
+
+def recipe(seed: int, first_epoch: int) -> Recipe:
+    return Recipe("pretrain", seed, EPOCHS, first_epoch, BATCH, 0.5, 1.0, 1.0, SCHEDULE, Views())
+
+
+def test_randomness_of_an_epoch_is_its_own_and_repeatable() -> None:
+    cpu = torch.device("cpu")
+    drawn = {
+        (seed, first, epoch): torch.rand(4, generator=epoch_generator(recipe(seed, first), epoch, cpu)).tolist()
+        for seed in (0, 1)
+        for first in (0, 3)
+        for epoch in (0, 1, 2)
+    }
+    assert len({tuple(values) for values in drawn.values()}) == 12
+    again = torch.rand(4, generator=epoch_generator(recipe(1, 3), 2, cpu)).tolist()
+    assert again == drawn[1, 3, 2]
+
+
 def test_another_seed_gives_another_run(
     whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -244,6 +271,47 @@ def test_kept_fraction_follows_the_relaxation(
 ) -> None:
     _, history = run("finetune", images, None, Checkpoint(tmp_path), relaxation=relaxation)
     assert [row["kept_fraction"] for row in history] == expected
+
+
+def test_pretraining_pulls_each_view_towards_the_other(images: NDArray[np.uint8]) -> None:
+    compute = Compute.choose("cpu", "float32")
+    objective = InstanceConcordance(new_model(), torch.from_numpy(images), compute, EPOCHS, None)
+    one, other = torch.eye(2, 8)[[0, 0]], torch.eye(2, 8)[[1, 1]]
+    indices = torch.tensor([5, 6])
+    assert objective.loss((one, other), (other, one), indices).item() == pytest.approx(-2)
+    assert objective.loss((one, other), (one, other), indices).item() == pytest.approx(0)
+    assert objective.loss((one, other), (-one, one), indices).item() == pytest.approx(-1)
+    assert objective.loss((one, other), (other, -one), indices).item() == pytest.approx(0)
+
+
+def group_objective(images: NDArray[np.uint8], **settings: Any) -> GroupConcordance:
+    parameters = FinetuneStage(**SHARED, **settings, finetune=Finetune(epochs=EPOCHS, batch_size=BATCH))
+    compute = Compute.choose("cpu", "float32")
+    return GroupConcordance(new_model(), torch.from_numpy(images), compute, parameters, None)
+
+
+def test_candidates_of_a_batch_come_from_the_pseudo_labels_of_its_own_samples(images: NDArray[np.uint8]) -> None:
+    objective = group_objective(images, clusters=2, k=1, k1=1, k2=1, fr=0.5)
+    objective.load_state({"centroids": torch.eye(2, 8), "pseudo_labels": torch.arange(64) // 32})
+    objective.start_epoch(0)
+    # Two samples of either half: one lies on the centroid of its pseudo label, the other on the wrong one.
+    indices = torch.tensor([3, 40, 9, 63])
+    targets = torch.eye(2, 8)[torch.tensor([0, 1, 1, 0])]
+    predictions = targets * torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
+    loss = objective.loss((predictions, predictions), (targets, targets), indices)
+    assert loss.item() == pytest.approx(-2, abs=1e-6)
+
+
+def test_clusters_keep_their_numbers_from_epoch_to_epoch(images: NDArray[np.uint8]) -> None:
+    objective = group_objective(images, clusters=4, k=1, k1=1, k2=1)
+    objective.start_epoch(0)
+    first = objective.state()
+    order = torch.tensor([2, 0, 3, 1])
+    objective.load_state({"centroids": first["centroids"][order], "pseudo_labels": first["pseudo_labels"]})
+    features = torch.rand(8, 8)
+    objective.loss((features, features), (features, features), torch.arange(8))
+    objective.end_epoch(0)
+    assert torch.equal(order[objective.state()["pseudo_labels"]], first["pseudo_labels"])
 
 
 def test_purity_counts_known_labels_only(images: NDArray[np.uint8], labels: Labels, tmp_path: Path) -> None:

@@ -1,0 +1,281 @@
+"""Packing images into a store, and opening it again: nothing lost, nothing out of order, nothing half-written."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from conr.data import pack as packing
+from conr.data.decode import UnreadableImageError, decode
+from conr.data.pack import decode_all, pack
+from conr.data.sources import Item, Source, open_source
+from conr.data.store import open_store
+from conr.errors import UserError
+from conr.parameters import Prepare
+
+SIZE = 5
+SETTINGS = Prepare(image_size=SIZE)
+
+
+def image(number: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def broken() -> NDArray[np.uint8]:
+    raise UnreadableImageError("torn in two")
+
+
+def source(labels: Sequence[str | None], torn: Sequence[int] = ()) -> Source:
+    """A source of one item a label, some of which cannot be read."""
+    items = [
+        Item(f"file-{number}", label, broken if number in torn else partial(image, number))
+        for number, label in enumerate(labels)
+    ]
+    return Source("a test", items, [("notes.txt", "not an image")])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Round trip
+
+
+def test_what_was_packed_comes_back(tmp_path: Path) -> None:
+    manifest = pack(source(["cat", None, "ant", "cat"]), SETTINGS, tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    expected = np.stack([image(number) for number in range(4)])
+    np.testing.assert_array_equal(store.images, expected)
+    assert store.images.dtype == np.uint8
+    assert store.labels is not None
+    assert store.labels.tolist() == [1, -1, 0, 1]
+    assert store.manifest == manifest
+    assert manifest.class_names == ["ant", "cat"]
+    assert manifest.files == ["file-0", "file-1", "file-2", "file-3"]
+    assert (manifest.count, manifest.image_size, manifest.fit, manifest.source) == (4, SIZE, "crop", "a test")
+    assert manifest.skipped == [("notes.txt", "not an image")]
+
+
+def test_the_checksum_is_that_of_the_pixels(tmp_path: Path) -> None:
+    pack(source([None] * 7), SETTINGS, tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    assert store.manifest.checksum == hashlib.sha256(np.asarray(store.images).tobytes()).hexdigest()
+
+
+def test_mean_and_deviation_are_those_of_numpy(tmp_path: Path) -> None:
+    manifest = pack(source([None] * 7), SETTINGS, tmp_path / "store")
+    scaled = np.stack([image(number) for number in range(7)]) / 255
+    np.testing.assert_allclose(manifest.mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(manifest.std, scaled.std(axis=(0, 1, 2)), rtol=1e-9)
+
+
+def test_a_channel_of_one_value_does_not_get_a_deviation_of_zero(tmp_path: Path) -> None:
+    black = Source("black", [Item("a", None, lambda: np.zeros((SIZE, SIZE, 3), dtype=np.uint8))])
+    manifest = pack(black, SETTINGS, tmp_path / "store")
+    assert manifest.mean == [0, 0, 0]
+    assert manifest.std == pytest.approx([1 / 255] * 3)
+
+
+def test_without_labels_there_are_none(tmp_path: Path) -> None:
+    manifest = pack(source([None, None]), SETTINGS, tmp_path / "store")
+    assert manifest.labels is None
+    assert manifest.class_names == []
+    assert open_store(tmp_path / "store").labels is None
+
+
+def test_labels_of_broken_images_only_are_none(tmp_path: Path) -> None:
+    manifest = pack(source(["cat", None, None], torn=[0]), Prepare(image_size=SIZE, max_broken=0.5), tmp_path / "store")
+    assert manifest.labels is None
+
+
+def test_order_is_kept_over_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "CHUNK", 4)
+    labels = [f"class {number % 3}" for number in range(11)]
+    manifest = pack(source(labels, torn=[5]), SETTINGS, tmp_path / "store")
+    kept = [number for number in range(11) if number != 5]
+    store = open_store(tmp_path / "store")
+    assert manifest.files == [f"file-{number}" for number in kept]
+    assert store.labels is not None
+    assert store.labels.tolist() == [number % 3 for number in kept]
+    np.testing.assert_array_equal(store.images, np.stack([image(number) for number in kept]))
+    assert manifest.checksum == hashlib.sha256(np.asarray(store.images).tobytes()).hexdigest()
+
+
+def test_more_images_than_one_chunk_really_holds(tmp_path: Path) -> None:
+    count = packing.CHUNK + 3
+    pack(source([None] * count), SETTINGS, tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    assert store.manifest.files == [f"file-{number}" for number in range(count)]
+    np.testing.assert_array_equal(store.images, np.stack([image(number) for number in range(count)]))
+
+
+def test_two_packs_are_equal_to_the_byte(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        pack(source(["b", "a", None] * 5, torn=[3]), SETTINGS, tmp_path / name)
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+    assert contents(tmp_path / "first").keys() == {"images.npy", "manifest.json"}
+
+
+def test_a_store_replaces_the_one_before(tmp_path: Path) -> None:
+    pack(source([None] * 6), SETTINGS, tmp_path / "store")
+    (tmp_path / "store/left over").touch()
+    pack(source([None] * 2), SETTINGS, tmp_path / "store")
+    assert open_store(tmp_path / "store").manifest.count == 2
+    assert contents(tmp_path / "store").keys() == {"images.npy", "manifest.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_what_an_interrupted_run_left_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / "store.tmp").mkdir()
+    (tmp_path / "store.tmp/images.npy").write_bytes(b"half")
+    pack(source([None] * 2), SETTINGS, tmp_path / "store")
+    assert open_store(tmp_path / "store").manifest.count == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_real_folder_is_packed(tmp_path: Path) -> None:
+    for number, name in enumerate(["ant/a.png", "cat/b.png", "cat/c.png"]):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(number)).save(tmp_path / "images" / name)
+    (tmp_path / "images/cat/torn.png").write_bytes(b"not a picture")
+    settings = Prepare(path=str(tmp_path / "images"), labels="folder", image_size=SIZE, max_broken=0.25)
+    manifest = pack(open_source(settings), settings, tmp_path / "store")
+    np.testing.assert_array_equal(open_store(tmp_path / "store").images, np.stack([image(n) for n in range(3)]))
+    assert manifest.files == ["ant/a.png", "cat/b.png", "cat/c.png"]
+    assert manifest.labels == [0, 1, 1]
+    assert manifest.skipped == [("cat/torn.png", "not an image, whatever its name says")]
+
+
+def test_a_store_can_be_indexed_without_being_changed_on_disk(tmp_path: Path) -> None:
+    pack(source([None] * 2), SETTINGS, tmp_path / "store")
+    before = contents(tmp_path / "store")
+    open_store(tmp_path / "store").images[:] = 0
+    assert contents(tmp_path / "store") == before
+
+
+# Broken images
+
+
+def test_broken_images_are_left_out_and_listed(tmp_path: Path) -> None:
+    manifest = pack(source(["a"] * 10, torn=[2]), SETTINGS, tmp_path / "store")
+    assert manifest.count == 9
+    assert "file-2" not in manifest.files
+    assert manifest.skipped == [("notes.txt", "not an image"), ("file-2", "torn in two")]
+
+
+def test_too_many_broken_images_are_counted_and_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        pack(source(["a"] * 20, torn=range(8)), SETTINGS, tmp_path / "store")
+    message = str(caught.value)
+    assert "a test: 8 of 20 images cannot be read (40%); prepare.max_broken accepts 10%" in message
+    assert [line for line in message.splitlines() if "torn" in line] == [f"  file-{n}: torn in two" for n in range(5)]
+    assert message.endswith("… and 3 more")
+
+
+def test_too_many_broken_images_leave_the_old_store(tmp_path: Path) -> None:
+    pack(source(["a"] * 3), SETTINGS, tmp_path / "store")
+    before = contents(tmp_path / "store")
+    with pytest.raises(UserError):
+        pack(source(["a"] * 20, torn=range(8)), SETTINGS, tmp_path / "store")
+    assert contents(tmp_path / "store") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(("torn", "images", "accepted"), [(3, 10, 0.3), (1, 3, 1 / 3), (1, 10, 0.1), (0, 2, 0.0)])
+def test_exactly_the_share_that_is_accepted_is_accepted(
+    tmp_path: Path, torn: int, images: int, accepted: float
+) -> None:
+    settings = Prepare(image_size=SIZE, max_broken=accepted)
+    manifest = pack(source([None] * images, torn=range(torn)), settings, tmp_path / "store")
+    assert manifest.count == images - torn
+    with pytest.raises(UserError):
+        pack(source([None] * images, torn=range(torn + 1)), settings, tmp_path / "store")
+
+
+def test_nothing_but_broken_images_is_an_error_whatever_is_accepted(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"4 of 4 images cannot be read"):
+        pack(source([None] * 4, torn=range(4)), Prepare(image_size=SIZE, max_broken=1.0), tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fails() -> NDArray[np.uint8]:
+        raise RuntimeError("a mistake in the code")
+
+    with pytest.raises(RuntimeError, match="a mistake in the code"):
+        pack(Source("x", [Item("a", None, fails)]), SETTINGS, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_of_many_threads_are_silenced_and_the_filters_left_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jpg"
+    odd = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # says five entries, holds none
+    Image.fromarray(image(0)).save(path, exif=odd)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decode(path, SIZE, "crop")
+        assert caught  # Pillow does warn
+        caught.clear()
+        filters = list(warnings.filters)
+        items = [Item(str(number), None, partial(decode, path, SIZE, "crop")) for number in range(300)]
+        outcomes = [outcome for _, chunk in decode_all(items) for outcome in chunk]
+        assert caught == []
+        assert warnings.filters == filters
+    assert len(outcomes) == 300
+
+
+# Damaged stores
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pack(source(["a", "b", None, "a"]), SETTINGS, tmp_path / "store")
+    return tmp_path / "store"
+
+
+def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"{tmp_path}/store does not exist; run conr prepare"):
+        open_store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("size", [0, 50, 128, 200])
+def test_truncated_pixels_are_noticed(folder: Path, size: int) -> None:
+    path = folder / "images.npy"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(UserError, match=f"{folder} is not a whole store"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "manifest.json"])
+def test_a_missing_part_is_noticed(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{folder} is not a whole store .*{name}"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"skipped": []}', "null"])
+def test_a_manifest_that_is_none_is_noticed(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=f"{folder} is not a whole store"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("count", 5), ("image_size", 6), ("files", ["only one"])])
+def test_a_manifest_of_other_pixels_is_noticed(folder: Path, key: str, value: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(UserError, match=rf"{folder}: images\.npy holds .* its manifest says"):
+        open_store(folder)
+
+
+def test_pixels_of_another_type_are_noticed(folder: Path) -> None:
+    np.save(folder / "images.npy", np.zeros((4, SIZE, SIZE, 3), dtype=np.float32))
+    with pytest.raises(UserError, match=rf"{folder}: images\.npy holds .* float32"):
+        open_store(folder)

@@ -1,0 +1,193 @@
+"""Where samples lie among centroids, the final clusters and their scores, and the map of the embeddings."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from conr import evaluation
+from conr.evaluation import MAP_POINTS, Evaluation, embedding_map, evaluate, place
+
+SIZES = (40, 25, 10)
+
+
+def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def blobs(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Three separated blobs of unit vectors, shuffled, the largest with the highest label."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat([2, 0, 1], SIZES))
+    return unit(np.eye(8)[labels] + 0.05 * generator.normal(size=(len(labels), 8))), labels
+
+
+def evaluated(embeddings: NDArray[np.float32], labels: NDArray[np.int64] | None, clusters: int = 3) -> Evaluation:
+    return evaluate(embeddings, labels, clusters, restarts=3, iterations=20, seed=0)
+
+
+# Placement
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 7])
+def test_a_placement_is_that_of_a_loop(clusters: int) -> None:
+    generator = np.random.default_rng(clusters)
+    embeddings = unit(generator.normal(size=(50, 6)))
+    centroids = unit(generator.normal(size=(clusters, 6)))
+    found = place(embeddings, centroids)
+    for row, embedding in enumerate(embeddings.astype(np.float64)):
+        distances = [float(np.linalg.norm(embedding - centroid)) for centroid in centroids.astype(np.float64)]
+        first, second = sorted(range(clusters), key=distances.__getitem__)[:2]
+        own, other = distances[first], distances[second]
+        assert (found.assignments[row], found.next_cluster[row]) == (first, second)
+        assert found.own_distance[row] == pytest.approx(own, abs=1e-4)
+        assert found.next_distance[row] == pytest.approx(other, abs=1e-4)
+        assert found.boundary_ratio[row] == pytest.approx(1 - (other - own) / max(own, other), abs=1e-4)
+
+
+def test_a_sample_on_a_centroid_and_one_half_way() -> None:
+    centroids = np.eye(3, dtype=np.float32)
+    embeddings = unit(np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]))
+    found = place(embeddings, centroids)
+    assert found.assignments[0] == 1
+    assert found.own_distance[0] == pytest.approx(0, abs=1e-6)
+    assert found.next_distance[0] == pytest.approx(np.sqrt(2))
+    assert found.boundary_ratio.tolist() == pytest.approx([0, 1], abs=1e-6)
+    assert {found.assignments[1], found.next_cluster[1]} == {0, 2}
+
+
+def test_a_placement_has_one_entry_a_sample_and_its_types() -> None:
+    embeddings, _ = blobs()
+    found = place(embeddings, np.eye(8, dtype=np.float32)[:3])
+    types = {name: values.dtype for name, values in vars(found).items()}
+    assert types == {
+        "assignments": np.int64,
+        "own_distance": np.float32,
+        "next_cluster": np.int64,
+        "next_distance": np.float32,
+        "boundary_ratio": np.float32,
+    }
+    assert {values.shape for values in vars(found).values()} == {(len(embeddings),)}
+
+
+# Evaluation
+
+
+def test_separated_blobs_are_found_and_numbered_by_size() -> None:
+    embeddings, labels = blobs()
+    found = evaluated(embeddings, None)
+    assert found.sizes.tolist() == sorted(SIZES, reverse=True)
+    numbers = np.array([1, 2, 0])  # label → cluster: label 2 has most samples, then 0, then 1
+    np.testing.assert_array_equal(found.placement.assignments, numbers[labels])
+    for cluster, label in enumerate([2, 0, 1]):
+        np.testing.assert_allclose(found.centroids[cluster], np.eye(8)[label], atol=0.1)
+
+
+def test_the_assignments_are_those_to_the_nearest_of_the_centroids_given_back() -> None:
+    embeddings = unit(np.random.default_rng(3).normal(size=(120, 8)))
+    found = evaluated(embeddings, None, clusters=6)
+    nearest = np.linalg.norm(embeddings[:, None] - found.centroids[None], axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(found.placement.assignments, nearest)
+    assert found.sizes.tolist() == np.bincount(nearest, minlength=6).tolist()
+    assert (np.diff(found.sizes) <= 0).all()
+
+
+def test_scores_of_separated_blobs_are_perfect() -> None:
+    embeddings, labels = blobs()
+    scores = evaluated(embeddings, labels).scores
+    assert scores["acc"] == 1
+    assert scores["nmi"] == pytest.approx(1)
+    assert scores["ari"] == pytest.approx(1)
+    assert scores["silhouette"] > 0.8
+    assert (scores["smallest_cluster"], scores["largest_cluster"]) == (10, 40)
+    shares = np.array(SIZES) / sum(SIZES)
+    assert scores["balance"] == pytest.approx(-(shares * np.log(shares)).sum() / np.log(3))
+
+
+def test_the_inertia_is_that_of_the_centroids_given_back() -> None:
+    embeddings, _ = blobs()
+    found = evaluated(embeddings, None)
+    assert found.scores["inertia"] == pytest.approx((found.placement.own_distance.astype(float) ** 2).sum(), rel=1e-3)
+
+
+def test_without_labels_there_are_no_scores_against_them() -> None:
+    embeddings, labels = blobs()
+    without, with_labels = evaluated(embeddings, None).scores, evaluated(embeddings, labels).scores
+    assert with_labels.keys() - without.keys() == {"acc", "nmi", "ari"}
+    assert without == {name: value for name, value in with_labels.items() if name in without}
+
+
+def test_unknown_labels_are_left_out_of_the_scores() -> None:
+    embeddings, labels = blobs()
+    wrong = labels.copy()
+    wrong[:20] = (wrong[:20] + 1) % 3
+    unknown = wrong.copy()
+    unknown[:20] = -1
+    assert evaluated(embeddings, wrong).scores["acc"] == pytest.approx(55 / 75)
+    assert evaluated(embeddings, unknown).scores["acc"] == 1
+
+
+def test_labels_change_nothing_but_the_scores_against_them() -> None:
+    embeddings, labels = blobs()
+    embeddings = unit(embeddings + np.random.default_rng(1).normal(size=embeddings.shape))  # no clear clusters
+    shuffled = np.random.default_rng(2).permutation(labels)
+    results = [evaluated(embeddings, given, clusters=5) for given in (None, labels, shuffled)]
+    for other in results[1:]:
+        np.testing.assert_array_equal(other.placement.assignments, results[0].placement.assignments)
+        np.testing.assert_array_equal(other.centroids, results[0].centroids)
+    assert results[1].scores["acc"] != results[2].scores["acc"]
+
+
+def test_the_same_seed_gives_the_same_clusters() -> None:
+    embeddings = unit(np.random.default_rng(4).normal(size=(90, 8)))
+    first, second = (evaluated(embeddings, None, clusters=8) for _ in range(2))
+    np.testing.assert_array_equal(first.centroids, second.centroids)
+    assert first.scores == second.scores
+
+
+def test_collapsed_embeddings_have_no_spread_and_still_a_result() -> None:
+    found = evaluated(unit(np.ones((30, 4))), None, clusters=3)
+    assert found.sizes.sum() == 30
+    assert found.scores["spread"] == pytest.approx(0, abs=1e-6)
+    assert found.scores["inertia"] == pytest.approx(0, abs=1e-4)
+
+
+# Map
+
+
+@pytest.mark.parametrize("count", [3, 9, 10, 15])
+def test_a_few_samples_are_all_on_the_map(count: int) -> None:
+    embeddings = unit(np.random.default_rng(count).normal(size=(count, 8)))
+    positions, chosen = embedding_map(embeddings, seed=0)
+    assert chosen.tolist() == list(range(count))
+    assert positions.shape == (count, 2)
+    assert positions.dtype == np.float32
+    assert np.isfinite(positions).all()
+    assert len(np.unique(positions, axis=0)) == count
+
+
+def test_the_map_of_many_samples_is_a_sorted_sample_without_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAP_POINTS == 2_000
+    monkeypatch.setattr(evaluation, "MAP_POINTS", 9)
+    embeddings, _ = blobs()
+    positions, chosen = embedding_map(embeddings, seed=0)
+    assert positions.shape == (9, 2)
+    assert (np.diff(chosen) > 0).all()
+    assert 0 <= chosen[0] < chosen[-1] < len(embeddings)
+    assert chosen.tolist() != embedding_map(embeddings, seed=1)[1].tolist()
+
+
+@pytest.mark.parametrize("points", [9, 12])
+def test_the_map_follows_its_seed(monkeypatch: pytest.MonkeyPatch, points: int) -> None:
+    monkeypatch.setattr(evaluation, "MAP_POINTS", points)
+    embeddings, _ = blobs()
+    first, again = (embedding_map(embeddings, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+
+
+def test_blobs_stay_apart_on_the_map() -> None:
+    embeddings, labels = blobs()
+    positions, chosen = embedding_map(embeddings, seed=0)
+    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[chosen][distances.argmin(axis=1)] == labels[chosen]).mean() > 0.95

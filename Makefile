@@ -8,6 +8,7 @@ export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
+	@cat results/summary.txt
 
 test: $(READY) check  ## Set up, then lint, check types and run all tests
 	@pytest

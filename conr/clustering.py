@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ def kmeans(
 
 def distances_to(features: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     """Euclidean distances of (N, D) features to (K, D) centroids, (N, K)."""
-    squared = (features**2).sum(1)[:, None] + (centroids**2).sum(1)[None] - 2 * features @ centroids.T
-    distances: NDArray[np.float32] = np.sqrt(np.maximum(squared, 0))
+    distances: NDArray[np.float32] = cdist(features, centroids).astype(np.float32)
     return distances
 
 

@@ -71,7 +71,7 @@ def adjusted_rand_index(labels: Integers, clusters: Integers) -> float:
 
 def label_scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) -> dict[str, float]:
     """ACC, NMI and ARI over the samples whose label is known; empty without labels."""
-    if labels is None:
+    if labels is None or not (labels >= 0).any():
         return {}
     known = labels >= 0
     return {

@@ -23,6 +23,7 @@ from stages.paths import (
     PRETRAINED_EMBEDDINGS,
     REPORT,
     STORE,
+    SUMMARY,
 )
 from stages.report import (
     COLUMNS,
@@ -70,7 +71,9 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
         advance(1, note="figures")
         write_page(compose_report(results, store, parameters, captions), REPORT)
         advance(1, note="report")
-    return _summary(results, store)
+    summary = _summary(results, store)
+    SUMMARY.write_text(summary + "\n", encoding="utf-8")
+    return f"\n{summary}"
 
 
 def _open_embeddings(path: Path, store: Store) -> NDArray[np.float32]:
@@ -127,8 +130,8 @@ def _summary(results: dict[str, Evaluation], store: Store) -> str:
         lines.append(NO_LABELS)
     lines += [
         "",
-        f"report       {REPORT.resolve()}",
-        f"figures      {FIGURES.resolve()}",
-        f"assignments  {ASSIGNMENTS.resolve()}",
+        f"report       {REPORT}",
+        f"figures      {FIGURES}/",
+        f"assignments  {ASSIGNMENTS}",
     ]
     return "\n".join(lines)

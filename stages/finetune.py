@@ -26,5 +26,5 @@ def run(parameters: FinetuneStage, progress: Progress) -> str:
     last = log[-1]
     return (
         f"{len(log)} epochs of ConNR, loss {log[0]['loss']:.3f} → {last['loss']:.3f}, "
-        f"cluster sizes {last['smallest_cluster']}-{last['largest_cluster']}; weights in {FINETUNED}"
+        f"cluster sizes {last['cluster_sizes']}; weights in {FINETUNED}"
     )

@@ -1,8 +1,11 @@
 """Where samples lie among centroids, the final clusters and their scores, and the map of the embeddings."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from conr import evaluation
 from conr.evaluation import MAP_POINTS, Evaluation, embedding_map, evaluate, place
@@ -154,6 +157,14 @@ def test_collapsed_embeddings_have_no_spread_and_still_a_result() -> None:
 # Map
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """t-SNE on a few points spends its time on waiting for threads, much of it on a busy machine."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("count", [3, 9, 10, 15])
 def test_a_few_samples_are_all_on_the_map(count: int) -> None:
     embeddings = unit(np.random.default_rng(count).normal(size=(count, 8)))
@@ -176,6 +187,7 @@ def test_the_map_of_many_samples_is_a_sorted_sample_without_repeats(monkeypatch:
     assert chosen.tolist() != embedding_map(embeddings, seed=1)[1].tolist()
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("points", [9, 12])
 def test_the_map_follows_its_seed(monkeypatch: pytest.MonkeyPatch, points: int) -> None:
     monkeypatch.setattr(evaluation, "MAP_POINTS", points)
@@ -185,6 +197,7 @@ def test_the_map_follows_its_seed(monkeypatch: pytest.MonkeyPatch, points: int) 
     np.testing.assert_array_equal(first[1], again[1])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_blobs_stay_apart_on_the_map() -> None:
     embeddings, labels = blobs()
     positions, chosen = embedding_map(embeddings, seed=0)

@@ -61,7 +61,7 @@ def imagenet_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_in(tmp_path_factory.mktemp("imagenet"), "imagenet", 32)
 
 
-@pytest.fixture(params=["cifar", "imagenet"])
+@pytest.fixture(scope="module", params=["cifar", "imagenet"])
 def exported(request: pytest.FixtureRequest) -> tuple[Network, int, Path]:
     """A network, the size of its images, and its file."""
     if request.param == "cifar":

@@ -5,7 +5,7 @@ Ito's, and others as far apart), and none carries a meaning alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from conr.files import atomic_file
 
-Row = dict[str, float | int | None]
+Row = Mapping[str, float | None]
 Pixels = NDArray[np.uint8]
 
 DPI = 130
@@ -57,7 +57,7 @@ MOST_GALLERY_ROWS = 30
 SMALLEST_TILE, LARGEST_TILE, GAP = 48, 96, 4  # pixels
 
 
-def training_curves(pretrain: list[Row], finetune: list[Row], path: Path) -> None:
+def training_curves(pretrain: Sequence[Row], finetune: Sequence[Row], path: Path) -> None:
     """Write loss, scores and neighbourhood against the epoch.
 
     Args:
@@ -68,9 +68,9 @@ def training_curves(pretrain: list[Row], finetune: list[Row], path: Path) -> Non
     _save(training_figure(pretrain, finetune), path)
 
 
-def training_figure(pretrain: list[Row], finetune: list[Row]) -> Figure:
+def training_figure(pretrain: Sequence[Row], finetune: Sequence[Row]) -> Figure:
     """The figure of `training_curves`: one panel below the other, those without a single value left out."""
-    rows = pretrain + finetune
+    rows = [*pretrain, *finetune]
     labelled = any(_curve(rows, key)[1] for key in ("acc", "nmi", "ari"))
     panels = [("Training loss (each stage has its own)", ["loss"])]
     if labelled:
@@ -88,7 +88,7 @@ def training_figure(pretrain: list[Row], finetune: list[Row]) -> Figure:
     return figure
 
 
-def _draw_panel(axes: Axes, title: str, keys: list[str], pretrain: list[Row], finetune: list[Row]) -> None:
+def _draw_panel(axes: Axes, title: str, keys: list[str], pretrain: Sequence[Row], finetune: Sequence[Row]) -> None:
     """Draw curves, named above the panel with their last value, and a line where ConNR starts."""
     _tidy(axes, title, pad=26)
     axes.grid(color=FAINT, linewidth=0.8)
@@ -97,10 +97,10 @@ def _draw_panel(axes: Axes, title: str, keys: list[str], pretrain: list[Row], fi
             epochs, values = _curve(stage, key)
             marker = "o" if len(values) <= FEW_POINTS else ""
             axes.plot(epochs, values, color=colour, marker=marker, markersize=4, linewidth=1.8)
-        last = _curve(pretrain + finetune, key)[1][-1:]
+        last = _curve([*pretrain, *finetune], key)[1][-1:]
         if last:
             axes.plot([], [], color=colour, linewidth=3, label=f"{NAMES[key]}, last {last[0]:.3g}")
-    values = [value for key in keys for value in _curve(pretrain + finetune, key)[1]]
+    values = [value for key in keys for value in _curve([*pretrain, *finetune], key)[1]]
     if values:
         _legend_above(axes)
     else:
@@ -112,7 +112,7 @@ def _draw_panel(axes: Axes, title: str, keys: list[str], pretrain: list[Row], fi
         axes.axvline(_number(finetune[0]["epoch"]) - 0.5, color=INK, linestyle=":", linewidth=1.2)
 
 
-def _curve(rows: list[Row], key: str) -> tuple[list[float], list[float]]:
+def _curve(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
     """Epochs and values of a quantity where it was measured and is finite."""
     points = [(_number(row["epoch"]), _number(row.get(key))) for row in rows]
     points = [point for point in points if math.isfinite(point[1])]

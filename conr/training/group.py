@@ -96,8 +96,7 @@ class GroupConcordance:
         directions, kept, agreeing, pairs = self.tally.tolist()
         row: Row = {
             "kept_fraction": kept / directions,
-            "smallest_cluster": int(sizes.min()),
-            "largest_cluster": int(sizes.max()),
+            "cluster_sizes": " ".join(map(str, sorted(sizes.tolist(), reverse=True))),
             "balance": balance(sizes),
             "spread": feature_spread(features),
         }

@@ -28,14 +28,13 @@ class InstanceConcordance:
         model, images, compute: as given to `train`.
         epochs: epochs of the stage.
         labels: (N,) int64 for scores only, −1 where unknown; or None.
-        clusters: number of clusters for the logged scores.
     """
 
     def __init__(
         self, model: Siamese, images: Tensor, compute: Compute, epochs: int, labels: NDArray[np.int64] | None
     ) -> None:
         self.model, self.images, self.compute, self.labels = model, images, compute, labels
-        self.every = max(epochs // LOOKS, 1)
+        self.every, self.last = max(epochs // LOOKS, 1), epochs - 1
 
     def start_epoch(self, epoch: int) -> None:
         """Nothing to prepare."""
@@ -46,12 +45,12 @@ class InstanceConcordance:
 
     def end_epoch(self, epoch: int) -> Row:
         """Log how spread the features are (collapse shows here), and scores if there are labels."""
-        if (epoch + 1) % self.every:
+        if (epoch + 1) % self.every and epoch != self.last:
             return {}
         features = clean_features(self.model.target, self.images, self.compute, silent, "look")
         row: Row = {"spread": feature_spread(features)}
         if self.labels is not None:
-            classes = len(np.unique(self.labels[self.labels >= 0]))
+            classes = max(len(np.unique(self.labels[self.labels >= 0])), 1)
             row |= label_scores(self.labels, kmeans(features, classes, seed=0, restarts=10).assignments)
         return row
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conr.files import atomic_file
 
-Row = dict[str, float | int | None]
+Row = dict[str, float | int | str | None]
 
 
 def write_log(path: Path, rows: Sequence[Row]) -> None:
@@ -19,7 +19,10 @@ def write_log(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
-def read_log(path: Path) -> list[Row]:
-    """Read what `write_log` wrote; empty values are left out."""
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Read the numbers of what `write_log` wrote; empty values and the list of cluster sizes are left out."""
     with path.open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if value and name != "cluster_sizes"}
+            for row in csv.DictReader(file)
+        ]

@@ -2,8 +2,8 @@
 
     make bench-digits        # seeds 0-4, about 15 minutes on two CPU cores
 
-Prints a Markdown table. As many seeds run side by side as there are cores, each with one thread. The seeds 0-4 were not used while the preset was tuned (that was 100 and up). Labels enter the
-scores only.
+Prints a Markdown table. As many seeds run side by side as there are cores, each with one thread. The seeds 0-4 were not
+used while the preset was tuned (that was 100 and up). Labels enter the scores only.
 """
 
 import argparse

@@ -69,7 +69,7 @@ def candidates(ratio: Tensor, fraction: float) -> Tensor:
         raise ValueError(f"ratio must be a vector with one value a sample, got shape {tuple(ratio.shape)}")
     _check_fraction("fraction", fraction)
     # Less a hair: 0.55 · 100 is 55.00000000000001 in binary, and that is not 56 samples.
-    keep = math.ceil(fraction * ratio.shape[0] - 1e-9)
+    keep = max(1, math.ceil(fraction * ratio.shape[0] - 1e-9))
     order = ratio.argsort(stable=True)
     return torch.zeros_like(ratio, dtype=torch.bool).scatter_(0, order[:keep], True)
 

@@ -19,7 +19,7 @@ check: $(READY)
 	@mypy
 
 bench-digits: $(READY)  ## Table of the README: digits, five seeds
-	@pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@python bench/digits.py
 
 bench-cifar10: $(READY)  ## CIFAR-10 as a folder of JPEG files, a small network on the CPU
@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@echo "Setting up $(ENVIRONMENT) (once; PyTorch is large, allow some minutes)"
 	@$(PYTHON) -m venv $(ENVIRONMENT)
-	@$(ENVIRONMENT)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)

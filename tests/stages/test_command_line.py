@@ -48,7 +48,7 @@ def refused(folder: Path, *arguments: str) -> str:
         ({"views": 3}, "views = 3 should be"),
         ({"k1": 300}, "k1 = 300 is larger than finetune.batch_size = 256"),
         ({"k": 300}, "k = 300 is larger than finetune.batch_size = 256"),
-        ({"k2": 11}, "k2 = 11 is larger than k1 = 10"),
+        ({"k2": 21}, "k2 = 21 is larger than k1 = 20"),
         ({"optimiser": {"schedule_epochs": 3}}, "optimiser.schedule_epochs = 3 is shorter than"),
         ({"optimiser": {"warmup_epochs": 10}}, "optimiser.warmup_epochs = 10 leaves nothing"),
     ],

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import inspect
+import os
 import signal
 import sys
 import time
@@ -99,6 +100,7 @@ def stage_command(name: str, view: type[Parameters], summary: str) -> Callable[.
 def run_stage(name: str, *arguments: object) -> None:
     """Run a stage and print its summary. A stop by Ctrl-C or SIGTERM is no failure: the next run goes on."""
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write an identifier into the home folder
     started = time.perf_counter()
     # Here, not above: heavy imports only where they are used, so that --help is quick.
     stage = importlib.import_module(f"stages.{name}")

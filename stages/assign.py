@@ -18,6 +18,8 @@ from stages.tables import write_assignments
 
 def run(folder: Path, output: Path, sort_into: Path | None, device: str, progress: Progress) -> str:
     """Assign every image below a folder to the nearest centroid; returns the summary."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name the one that holds the images")
     session = open_session(ENCODER, device)
     made_for = properties(session)
     if not CENTROIDS.is_file():

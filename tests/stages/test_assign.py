@@ -153,7 +153,7 @@ def test_images_that_are_all_broken_are_an_error(project: Project, tmp_path: Pat
 def test_a_folder_without_images_is_an_error(project: Project, tmp_path: Path, make: bool) -> None:
     if make:
         (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path}/none (does not exist|holds no image)"):
+    with pytest.raises(UserError, match=f"{tmp_path}/none (is not a folder|holds no image)"):
         assign.run(tmp_path / "none", project.output, None, "cpu", silent)
 
 

@@ -27,11 +27,10 @@ ARCHIVE = ROOT.parent / "shared/data/cifar10-jpeg.tar.gz"
 STAGES = ("prepare", "pretrain", "finetune", "extract", "evaluate")
 QUERIES, NEIGHBOURS = 5000, 10
 SMALL = {
-    "network": {"width": 16, "stem": "imagenet", "hidden": 512, "dimension": 64},
-    "optimiser": {"base_learning_rate": 0.2, "warmup_epochs": 1, "schedule_epochs": 8, "target_momentum": 0.98},
-    "pretrain": {"epochs": 6, "crop_scale": 0.2},
+    "network": {"width": 32, "stem": "imagenet", "hidden": 512, "dimension": 128},
+    "optimiser": {"base_learning_rate": 0.4, "warmup_epochs": 1, "schedule_epochs": 12, "target_momentum": 0.99},
+    "pretrain": {"epochs": 9, "batch_size": 128, "crop_scale": 0.2},
     "finetune": {"epochs": 2},
-    "evaluate": {"restarts": 40, "iterations": 100, "gallery": 24},
 }
 
 

@@ -25,7 +25,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stop_after_first_epoch(folder: Path, stage: str, with_signal: int) -> subprocess.Popen[str]:
     """Start a stage, stop it once it has saved a checkpoint, and return the ended process."""
     process = subprocess.Popen(
-        [BIN / "conr", stage], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [BIN / "conr", stage],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs, this test among them, with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not list(folder.glob(f".conr/checkpoints/{stage}-*/state.pt")):
         with suppress(subprocess.TimeoutExpired):

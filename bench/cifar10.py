@@ -1,6 +1,6 @@
 """CIFAR-10 from a folder of JPEG files, on a CPU: the whole path on real images, not the paper's accuracy.
 
-    make bench-cifar10       # needs ../shared/data/cifar10-jpeg.tar.gz; about 15 minutes on two CPU cores
+    make bench-cifar10       # needs ../shared/data/cifar10-jpeg.tar.gz; about 25 minutes on two CPU cores
 
 Packs all 60,000 images, trains a small network for a few epochs, evaluates, and compares the embeddings with the raw
 pixels: NMI of k-means, and purity of the ten nearest neighbours of 5,000 images.

@@ -20,7 +20,7 @@ import yaml
 
 from conr.clustering import kmeans
 from conr.data.store import open_store
-from conr.metrics import label_scores
+from conr.metrics import label_scores, neighbour_purity
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = ROOT.parent / "shared/data/cifar10-jpeg.tar.gz"
@@ -84,8 +84,7 @@ def purity(features: np.ndarray, labels: np.ndarray) -> float:
     index = faiss.IndexFlatL2(features.shape[1])
     index.add(features)
     _, found = index.search(features[chosen], NEIGHBOURS + 1)
-    others = np.stack([row[row != own][:NEIGHBOURS] for row, own in zip(found, chosen, strict=True)])
-    return float((labels[others] == labels[chosen][:, None]).mean())
+    return neighbour_purity(labels, found, chosen)
 
 
 if __name__ == "__main__":

@@ -91,18 +91,20 @@ def silhouette(features: NDArray[np.float32], clusters: Integers, seed: int) -> 
     return float(silhouette_score(features, clusters))
 
 
-def neighbour_purity(labels: Integers, neighbours: Integers) -> float:
+def neighbour_purity(labels: Integers, neighbours: Integers, queries: Integers | None = None) -> float:
     """Share of a sample's neighbours, itself left out, that carry its label.
 
     Args:
         labels: (N,) integers.
-        neighbours: (N, k) indices; a sample that is its own neighbour is not counted.
+        neighbours: (Q, k) indices; a sample that is its own neighbour is not counted.
+        queries: (Q,) indices of the samples that the rows belong to; all N in order if None.
 
     Returns:
         The mean over samples with at least one other neighbour, in [0, 1].
     """
-    other = neighbours != np.arange(len(labels))[:, None]
-    agree = (labels[neighbours] == labels[:, None]) & other
+    own = np.arange(len(labels)) if queries is None else queries
+    other = neighbours != own[:, None]
+    agree = (labels[neighbours] == labels[own][:, None]) & other
     counted = other.sum(1)
     return float((agree.sum(1)[counted > 0] / counted[counted > 0]).mean())
 

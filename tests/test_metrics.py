@@ -167,3 +167,10 @@ def test_spread_is_zero_when_collapsed_and_near_one_when_random() -> None:
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     assert metrics.feature_spread(np.repeat(features[:1], 50, axis=0)) == pytest.approx(0, abs=1e-6)
     assert metrics.feature_spread(features) == pytest.approx(1, abs=0.02)
+
+
+def test_purity_of_chosen_queries_equals_that_of_their_rows() -> None:
+    labels = np.array([0, 0, 1, 1])
+    neighbours = np.array([[0, 1, 2], [1, 0, 3], [2, 3, 0], [3, 2, 2]])
+    chosen = np.array([3, 0])
+    assert metrics.neighbour_purity(labels, neighbours[chosen], chosen) == pytest.approx((1.0 + 0.5) / 2)

@@ -69,8 +69,12 @@ def evaluate(
     restarts: int,
     iterations: int,
     seed: int,
+    clustered: slice = slice(None),
+    scored: slice = slice(None),
 ) -> Evaluation:
     """Cluster unit vectors with k-means and score the result. Labels are read after the clusters are settled.
+
+    Every embedding is assigned to its nearest centroid, whether k-means saw it or not.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -79,13 +83,16 @@ def evaluate(
         restarts: restarts of k-means; the one with the lowest inertia counts.
         iterations: largest number of iterations of a restart.
         seed: seed of k-means and of the sample that the silhouette is taken on.
+        clustered: which embeddings k-means sees.
+        scored: which embeddings the scores are taken on.
     """
-    found = kmeans(embeddings, clusters, seed=seed, restarts=restarts, iterations=iterations)
+    found = kmeans(embeddings[clustered], clusters, seed=seed, restarts=restarts, iterations=iterations)
     by_size = np.argsort(-cluster_sizes(found.assignments, clusters), kind="stable")
     placement = place(embeddings, found.centroids[by_size])
     sizes = cluster_sizes(placement.assignments, clusters)
-    scores = label_scores(labels, placement.assignments)
-    width = silhouette(embeddings, placement.assignments, seed)
+    assignments = placement.assignments[scored]
+    scores = label_scores(None if labels is None else labels[scored], assignments)
+    width = silhouette(embeddings[scored], assignments, seed)
     if width is not None:
         scores["silhouette"] = width
     scores |= {

@@ -31,6 +31,23 @@ def clustering_accuracy(labels: Integers, clusters: Integers) -> float:
     return float(table[rows, columns].sum() / table.sum())
 
 
+def class_averaged_accuracy(labels: Integers, clusters: Integers) -> float:
+    """Mean over the classes of the share of a class that lies in its matched cluster; rare classes count the same.
+
+    The matching is that of `clustering_accuracy`. A class without a cluster counts as 0.
+
+    Args:
+        labels: (N,) integers.
+        clusters: (N,) integers; their numbering does not matter.
+
+    Raises:
+        ValueError: the vectors are empty or of different length.
+    """
+    table = contingency(labels, clusters)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float((table[rows, columns] / table.sum(1)[rows]).sum() / table.shape[0])
+
+
 def matching(labels: Integers, clusters: Integers) -> dict[int, int]:
     """The Hungarian matching behind the accuracy: cluster → label, for the matched clusters only."""
     table = contingency(labels, clusters)
@@ -70,7 +87,7 @@ def adjusted_rand_index(labels: Integers, clusters: Integers) -> float:
 
 
 def label_scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) -> dict[str, float]:
-    """ACC, NMI and ARI over the samples whose label is known; empty without labels."""
+    """ACC, NMI, ARI and class-averaged ACC over the samples whose label is known; empty without labels."""
     if labels is None or not (labels >= 0).any():
         return {}
     known = labels >= 0
@@ -78,6 +95,7 @@ def label_scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) 
         "acc": clustering_accuracy(labels[known], clusters[known]),
         "nmi": normalised_mutual_information(labels[known], clusters[known]),
         "ari": adjusted_rand_index(labels[known], clusters[known]),
+        "class_acc": class_averaged_accuracy(labels[known], clusters[known]),
     }
 
 

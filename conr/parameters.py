@@ -6,15 +6,26 @@ lists for it, so that it cannot read what DVC does not track. This file itself i
 values are tracked through params.yaml.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from conr import hosts
+
+if TYPE_CHECKING:
+    Framework = str
+else:  # one file in conr/hosts is one framework
+    Framework = Literal[tuple(hosts.names())]
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of every random choice")]
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31 - 1)]],
+    Field(description="Seeds of fine-tuning and evaluation, to report mean ± std; empty for seed alone"),
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one")
 ]
@@ -41,10 +52,31 @@ class Parameters(BaseModel):
 class Prepare(Parameters):
     """Which images, and how they are packed."""
 
-    source: Literal["digits", "folder"] = Field(
-        default="folder", description="digits (1,797 images, ships with scikit-learn) or a folder of images"
+    source: Literal[
+        "digits", "folder", "cifar10", "cifar20", "stl10", "imagenet10", "imagenet-dogs", "tiny-imagenet"
+    ] = Field(
+        default="folder",
+        description="digits (1,797 images, ships with scikit-learn), a folder of images, or a data set of the paper",
     )
-    path: str = Field(default="images", description="The folder of images; searched at any depth")
+    path: str = Field(default="images", description="With source folder: the images; searched at any depth")
+    root: str = Field(
+        default="data",
+        description="With a data set of the paper: where its files are or are downloaded to; not tracked by DVC",
+    )
+    download: bool = Field(
+        default=False, description="Download cifar10, cifar20 or stl10 into root if they are not there"
+    )
+    protocol: Literal["all", "held-out"] = Field(
+        default="all",
+        description="all: train and score on all images (the paper); held-out: train on the training split only, "
+        "score on the test split",
+    )
+    imbalance: float = Field(
+        default=1.0,
+        ge=1,
+        description="Above 1: a long-tailed subset, drawn by the labels, whose largest class has this many times the "
+        "images of its smallest",
+    )
     labels: Literal["none", "dataset", "folder", "parent", "csv"] = Field(
         default="none",
         description="Labels, for scores only: none, dataset (its own), folder (the first level below path), "
@@ -73,6 +105,52 @@ class Network(Parameters):
     )
     hidden: int = Field(default=4096, ge=1, description="Hidden units of projector and predictor")
     dimension: int = Field(default=256, ge=2, description="Length of the features that are clustered")
+    bn_group: int = Field(
+        default=0,
+        ge=0,
+        description="Samples that share batch-norm statistics, as on one of several GPUs; 0 for the whole batch. The "
+        "target network then sees each batch in another order",
+    )
+    predictor_deviation: float = Field(
+        default=0.01, gt=0, description="Standard deviation of the initial weights of BYOL's predictor"
+    )
+
+
+class Host(Parameters):
+    """The self-supervised framework that hosts ConNR."""
+
+    framework: Framework = Field(default="byol", description="Whose instance loss and heads to use; byol in the paper")
+    temperature: float = Field(default=0.2, gt=0, description="moco: temperature of the contrastive loss")
+    queue: int = Field(default=4096, ge=1, description="moco: keys of past batches that serve as negatives")
+    redundancy: float = Field(
+        default=0.005, ge=0, description="barlow-twins: weight of the cross-correlation off the diagonal"
+    )
+
+
+class Neighbourhood(Parameters):
+    """Which neighbours ConNR pulls together (Eq. 2-7)."""
+
+    neighbours: Literal["none", "local", "conaff"] = Field(
+        default="conaff",
+        description="conaff: contextually affinitive (the paper); local: Euclidean (Eq. 2); none: instance "
+        "concordance goes on",
+    )
+    alpha: float = Field(default=2.0, ge=0, description="Exponent of the edge weights (Eq. 6)")
+    layers: int = Field(default=2, ge=0, description="Layers of propagation, L (Eq. 6)")
+    symmetrise: bool = Field(default=True, description="Add the transpose before each layer, as released")
+    normalise: bool = Field(default=True, description="l2-normalise rows after each layer, as released")
+
+
+class Boundary(Parameters):
+    """Which samples may search for neighbours (Eq. 9-13)."""
+
+    filter: Literal["none", "fixed", "relaxed"] = Field(
+        default="relaxed",
+        description="relaxed: a share fr at first, growing to all (the paper); fixed: always the share fr; none: all",
+    )
+    relaxation: Share = Field(
+        default=1.0, description="Share of the epochs after which all samples are candidates; 1 in the paper"
+    )
 
 
 class Views(Parameters):
@@ -104,7 +182,10 @@ class Optimiser(Parameters):
         default=0.996,
         ge=0,
         le=1,
-        description="Momentum of the target network at the start; grows to 1 on a cosine",
+        description="Momentum of the target network at the start",
+    )
+    target_schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="cosine: the target's momentum grows to 1 (BYOL); constant: it stays"
     )
 
 
@@ -114,7 +195,22 @@ class Pretrain(Parameters):
     epochs: Count = Field(default=800, description="Epochs of instance concordance (t0)")
     batch_size: int = Field(default=256, ge=2, description="Images per step; must not exceed the number of images")
     crop_scale: Share = Field(default=0.08, description="Smallest share of the image that a crop covers")
-    predictor_rate: float = Field(default=10.0, gt=0, description="Learning rate of the predictor, times the rate")
+    predictor_rate: float = Field(
+        default=10.0, gt=0, description="Learning rate of the predictor, times that of the cosine"
+    )
+    scattering: float = Field(
+        default=0.0, ge=0, description="Weight of prototype scattering after the warm-up (ProPos: 0.1); 0 for none"
+    )
+    scattering_temperature: float = Field(default=0.5, gt=0, description="Temperature of prototype scattering")
+    prototypes: int = Field(
+        default=10, ge=2, description="Prototypes to scatter; apart from clusters, so that another K keeps pretraining"
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="Standard deviation of the noise on online features before the predictor, after the warm-up "
+        "(ProPos: 0.001); 0 for none",
+    )
 
 
 class Finetune(Parameters):
@@ -124,17 +220,30 @@ class Finetune(Parameters):
     batch_size: int = Field(default=256, ge=2, description="Images per step; k and k1 must not exceed it")
     crop_scale: Share = Field(default=0.45, description="Smallest share of the image that a crop covers")
     rate: float = Field(default=0.1, gt=0, description="Learning rate, times that of the cosine")
-    alpha: float = Field(default=2.0, ge=0, description="Exponent of the edge weights (Eq. 6)")
-    layers: int = Field(default=2, ge=0, description="Layers of propagation, L (Eq. 6)")
-    symmetrise: bool = Field(default=True, description="Add the transpose before each layer, as released")
-    normalise: bool = Field(default=True, description="l2-normalise rows after each layer, as released")
-    relaxation: Share = Field(
-        default=1.0, description="Share of the epochs after which all samples are candidates; 1 in the paper"
+    predictor_rate: float = Field(
+        default=0.1, gt=0, description="Learning rate of the predictor, times that of the cosine"
+    )
+    instance: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the instance loss beside group concordance; 0 in the paper, above 0 for hosts whose "
+        "negatives or decorrelation prevent collapse (moco, barlow-twins)",
     )
     divisor: Literal["candidates", "batch"] = Field(
         default="candidates",
         description="Mean of the loss over candidates (paper) or the batch (released code)",
     )
+    scattering: float = Field(
+        default=0.0, ge=0, description="Weight of prototype scattering (ProPos) with the clusters; 0 for none"
+    )
+    scattering_temperature: float = Field(default=0.5, gt=0, description="Temperature of prototype scattering")
+    boost: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the loss on high-confidence samples with an adaptive neighbour number (DCBoost); 0 for "
+        "none",
+    )
+    boost_neighbours: int = Field(default=50, ge=1, description="Largest neighbour number that DCBoost considers")
 
 
 class Evaluate(Parameters):
@@ -143,6 +252,9 @@ class Evaluate(Parameters):
     restarts: Count = Field(default=40, description="Restarts of k-means; the lowest inertia is kept")
     iterations: Count = Field(default=100, description="Largest number of iterations of each restart")
     gallery: int = Field(default=24, ge=1, description="Images shown per cluster in the report")
+    context: int = Field(
+        default=256, ge=2, description="Images among which the figures of the neighbourhoods search, like a batch"
+    )
 
 
 class PrepareStage(Parameters):
@@ -158,6 +270,7 @@ class PretrainStage(Parameters):
     device: Device = "auto"
     precision: Precision = "auto"
     network: Network = Network()
+    host: Host = Host()
     views: Views = Views()
     optimiser: Optimiser = Optimiser()
     pretrain: Pretrain = Pretrain()
@@ -167,6 +280,7 @@ class FinetuneStage(Parameters):
     """The keys that `conr finetune` reads."""
 
     seed: Seed = 0
+    seeds: Seeds = []
     device: Device = "auto"
     precision: Precision = "auto"
     clusters: Clusters = 10
@@ -174,6 +288,9 @@ class FinetuneStage(Parameters):
     k1: K1 = 10
     k2: K2 = 2
     fr: FractionRatio = 0.8
+    host: Host = Host()
+    neighbourhood: Neighbourhood = Neighbourhood()
+    boundary: Boundary = Boundary()
     views: Views = Views()
     optimiser: Optimiser = Optimiser()
     finetune: Finetune = Finetune()
@@ -189,7 +306,12 @@ class EvaluateStage(Parameters):
     """The keys that `conr evaluate` reads."""
 
     seed: Seed = 0
+    seeds: Seeds = []
     clusters: Clusters = 10
+    k1: K1 = 10
+    k2: K2 = 2
+    fr: FractionRatio = 0.8
+    neighbourhood: Neighbourhood = Neighbourhood()
     evaluate: Evaluate = Evaluate()
 
 

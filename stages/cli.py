@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -24,7 +24,7 @@ from conr.parameters import (
     PrepareStage,
     PretrainStage,
 )
-from stages import console, params_file
+from stages import console, params_file, presets
 from stages.paths import STORE
 
 HELP_FLAGS = {"--help", "-h"}
@@ -128,8 +128,27 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
+class Integers(list[int]):
+    """Whole numbers in one flag, as in --seeds 0,1,2."""
+
+
+ONE_SEED = Integers([0])
+
+
+def _integers(value: str | list[int]) -> list[int]:
+    """From a flag, or from the list that params.yaml gives as its default."""
+    if not isinstance(value, str):
+        return list(value)
+    try:
+        return [int(part) for part in value.replace(",", " ").split()]
+    except ValueError as error:
+        raise typer.BadParameter(f"{value!r} should be whole numbers such as 0,1,2") from error
+
+
 def _option(key: params_file.Key, field: FieldInfo) -> Any:
     flag = "--" + key[-1].replace("_", "-")
+    if get_origin(field.annotation) is list:
+        return Annotated[Integers, typer.Option(flag, parser=_integers, metavar="0,1,2", help=field.description)]
     names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag
     limits = ", ".join(text for text in map(_limit, field.metadata) if text)
     description = f"{field.description}{f' [{limits}]' if limits else ''}"
@@ -165,3 +184,40 @@ def assign(
 ) -> None:
     """Sort new images into the clusters of the last run."""
     run_stage("assign", folder, output, sort_into, device)
+
+
+@app.command()
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Which one; leave it out for a list")] = None,
+) -> None:
+    """Start from a preset: write a complete params.yaml and say what it changes."""
+    typer.echo(presets.listing() if name is None else presets.write(name))
+
+
+@app.command()
+def ablate(
+    seeds: Annotated[
+        Integers, typer.Option(parser=_integers, metavar="0,1,2", help="Seeds; every row is run with each")
+    ] = ONE_SEED,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes side by side; 0: one a core on a CPU, one on a GPU")] = 0,
+) -> None:
+    """Run all rows of the paper's ablation (Table 2) on the packed store, and write the table.
+
+    What is finished is kept: the same command goes on where it was stopped.
+    """
+    params = params_file.validated(params_file.read())
+    params_file.check_against_data(params, STORE / "manifest.json")
+    run_stage("ablate", params, list(seeds), jobs)
+
+
+@app.command()
+def sweep(
+    parameters: Annotated[list[str], typer.Argument(help="One key of params.yaml, such as fr; or two, such as k1 k2")],
+) -> None:
+    """Draw the scores of DVC's experiments against one parameter or two (Fig. 3a, 3b).
+
+    First run them: dvc exp run --queue -S 'fr=0.7,0.8,0.9,1.0'; dvc queue start.
+    """
+    if len(parameters) > 2:
+        raise UserError(f"{len(parameters)} parameters do not fit into one figure; name one or two")
+    run_stage("sweep", parameters)

@@ -13,11 +13,13 @@ from conr.evaluation import Evaluation, embedding_map, evaluate
 from conr.parameters import EvaluateStage
 from conr.progress import Progress
 from conr.report.page import write_page
+from stages.neighbour_figures import check_context, draw_neighbours
 from stages.paths import (
     ASSIGNMENTS,
     CENTROIDS,
     EMBEDDINGS,
     FIGURES,
+    FURTHER_EMBEDDINGS,
     METRICS,
     PLOTS,
     PRETRAINED_EMBEDDINGS,
@@ -25,55 +27,63 @@ from stages.paths import (
     STORE,
     SUMMARY,
 )
-from stages.report import (
-    COLUMNS,
-    NO_LABELS,
-    STAGES,
-    cluster_names,
-    compose_report,
-    draw_figures,
-    formatted,
-    label_names,
-)
+from stages.report import NO_LABELS, cluster_names, compose_report, draw_figures, label_names, score_rows, seeds_note
+from stages.results import Results
 from stages.tables import write_assignments
 
-TASKS = 6  # units of progress: two evaluations, the tables, the map, the figures, the page
+TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbours, the page
 
 
 def run(parameters: EvaluateStage, progress: Progress) -> str:
-    """Cluster the embeddings before and after ConNR and write all results; returns the summary."""
+    """Cluster the embeddings before and after ConNR and write all results; returns the summary.
+
+    Figures, page and assignments show the first seed.
+    """
     store = open_store(STORE)
-    results: dict[str, Evaluation] = {}
-    with progress("evaluate", TASKS) as advance:
-        for name, path in (("pretrained", PRETRAINED_EMBEDDINGS), ("finetuned", EMBEDDINGS)):
-            embeddings = _open_embeddings(path, store)
-            results[name] = evaluate(
-                embeddings,
-                store.labels,
-                parameters.clusters,
-                restarts=parameters.evaluate.restarts,
-                iterations=parameters.evaluate.iterations,
-                seed=parameters.seed,
-            )
-            advance(1, note=f"{name}: k-means, scores")
-        final = results["finetuned"]
+    check_context(parameters, store)
+    first, *further = parameters.seeds or [parameters.seed]
+    jobs = [(PRETRAINED_EMBEDDINGS, parameters.seed), (EMBEDDINGS, first)]
+    jobs += [(FURTHER_EMBEDDINGS / f"{seed}.npy", seed) for seed in further]
+    with progress("evaluate", TASKS + len(jobs)) as advance:
+        evaluations = []
+        for path, seed in jobs:
+            evaluations.append(_evaluate(_open_embeddings(path, store), store, parameters, seed))
+            advance(1, note=f"{path.stem}: k-means, scores")
+        results = Results(evaluations[0], dict(zip([first, *further], evaluations[1:], strict=True)))
         for folder in (FIGURES, PLOTS):
             folder.mkdir(parents=True, exist_ok=True)
-        _write_metrics(results, store)
+        METRICS.write_text(json.dumps(results.metrics(store.manifest.count), indent=2) + "\n")
+        final = results.first
         labels = None if store.labels is None else label_names(store)
         write_assignments(ASSIGNMENTS, store.manifest.files, final.placement, labels)
         np.save(CENTROIDS, final.centroids)
         _write_plots(final, store)
         advance(1, note="tables")
-        positions, chosen = embedding_map(embeddings, parameters.seed)
+        positions, chosen = embedding_map(_open_embeddings(EMBEDDINGS, store), first)
         advance(1, note="map")
         captions = draw_figures(final, store, positions, chosen, parameters.evaluate.gallery)
         advance(1, note="figures")
+        before = _open_embeddings(PRETRAINED_EMBEDDINGS, store)
+        captions += draw_neighbours(before, results.pretrained, store, parameters)
+        advance(1, note="neighbours")
         write_page(compose_report(results, store, parameters, captions), REPORT)
         advance(1, note="report")
     summary = _summary(results, store)
     SUMMARY.write_text(summary + "\n", encoding="utf-8")
     return f"\n{summary}"
+
+
+def _evaluate(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:
+    return evaluate(
+        embeddings,
+        store.labels,
+        parameters.clusters,
+        restarts=parameters.evaluate.restarts,
+        iterations=parameters.evaluate.iterations,
+        seed=seed,
+        clustered=store.clustered,
+        scored=store.scored,
+    )
 
 
 def _open_embeddings(path: Path, store: Store) -> NDArray[np.float32]:
@@ -88,23 +98,6 @@ def _open_embeddings(path: Path, store: Store) -> NDArray[np.float32]:
     return embeddings
 
 
-def _write_metrics(results: dict[str, Evaluation], store: Store) -> None:
-    before, after = results["pretrained"].scores, results["finetuned"].scores
-    metrics = {
-        "images": store.manifest.count,
-        **_rounded(after),
-        "pretrained": _rounded(before),
-        "gain": _rounded({name: after[name] - before[name] for name in COLUMNS if name in after and name in before}),
-    }
-    METRICS.parent.mkdir(parents=True, exist_ok=True)
-    METRICS.write_text(json.dumps(metrics, indent=2) + "\n")
-
-
-def _rounded(scores: dict[str, float]) -> dict[str, float]:
-    """Scores with the digits that mean something."""
-    return {name: round(value, 4) for name, value in scores.items()}
-
-
 def _write_plots(result: Evaluation, store: Store) -> None:
     """Tables for `dvc plots`: cluster sizes, and label against matched cluster."""
     with (PLOTS / "cluster_sizes.csv").open("w", newline="") as file:
@@ -116,16 +109,20 @@ def _write_plots(result: Evaluation, store: Store) -> None:
         writer.writerow(["label", "cluster"])
         if store.labels is not None:
             names = cluster_names(result, store)
-            pairs = zip(label_names(store), result.placement.assignments, strict=True)
+            pairs = zip(label_names(store)[store.scored], result.placement.assignments[store.scored], strict=True)
             writer.writerows((label, names[cluster]) for label, cluster in pairs if label)
 
 
-def _summary(results: dict[str, Evaluation], store: Store) -> str:
-    titles = list(formatted(results["finetuned"].scores))
-    lines = [f"{'':20}" + "".join(f"{title:>12}" for title in titles)]
-    for name, result in results.items():
-        values = formatted(result.scores)
-        lines.append(f"{STAGES[name]:20}" + "".join(f"{values.get(title, '–'):>12}" for title in titles))
+def _summary(results: Results, store: Store) -> str:
+    rows = score_rows(results)
+    titles = [title for title in rows[-1] if title != "features"]
+    table = [["", *titles]] + [[row["features"], *(row.get(title, "–") for title in titles)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        name.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:], strict=True))
+        for name, *cells in table
+    ]
+    lines += ["", seeds_note(results)]
     if store.labels is None:
         lines.append(NO_LABELS)
     lines += [

@@ -8,15 +8,31 @@ from conr.export import embed, export, open_session
 from conr.parameters import ExtractStage
 from conr.progress import Progress
 from conr.training.checkpoints import load_weights
-from stages.paths import EMBEDDINGS, ENCODER, FINETUNED, PRETRAINED, PRETRAINED_EMBEDDINGS, STORE
+from stages.paths import (
+    EMBEDDINGS,
+    ENCODER,
+    FINETUNED,
+    FURTHER_EMBEDDINGS,
+    FURTHER_SEEDS,
+    PRETRAINED,
+    PRETRAINED_EMBEDDINGS,
+    STORE,
+)
 
 
 def run(parameters: ExtractStage, progress: Progress) -> str:
-    """Export both target networks, keep the fine-tuned one, and embed all images with each; returns the summary."""
+    """Embed all images with every target network, through ONNX; keep the encoder of the first seed.
+
+    Returns the summary.
+    """
     store = open_store(STORE)
+    passing = {PRETRAINED: PRETRAINED_EMBEDDINGS}
+    for weights in sorted(FURTHER_SEEDS.glob("*/weights.safetensors")):
+        passing[weights] = FURTHER_EMBEDDINGS / f"{weights.parent.name}.npy"
     with TemporaryDirectory() as folder:
-        scratch = Path(folder) / "pretrained.onnx"
-        _export_and_embed(store, PRETRAINED, scratch, PRETRAINED_EMBEDDINGS, parameters.device, progress)
+        for weights, embeddings in passing.items():
+            scratch = Path(folder) / "encoder.onnx"
+            _export_and_embed(store, weights, scratch, embeddings, parameters.device, progress)
     _export_and_embed(store, FINETUNED, ENCODER, EMBEDDINGS, parameters.device, progress)
     return f"encoder in {ENCODER}, equal to PyTorch's; {store.manifest.count:,} embeddings in {EMBEDDINGS}"
 

@@ -1,30 +1,62 @@
-"""finetune: pretrained networks → networks refined with group concordance (ConNR)."""
+"""finetune: pretrained networks → networks refined with group concordance (ConNR), once for each seed."""
 
 import hashlib
+from pathlib import Path
 
-from conr.data.store import open_store
+from conr.data.store import Store, open_store
+from conr.errors import UserError
 from conr.parameters import FinetuneStage
 from conr.progress import Progress
-from conr.training.checkpoints import load_weights, save_weights
+from conr.training.checkpoints import Checkpoint, load_weights, save_weights
 from conr.training.group import finetune
-from conr.training.log import read_log, write_log
-from stages.paths import FINETUNE_LOG, FINETUNED, PRETRAIN_LOG, PRETRAINED, STORE
+from conr.training.log import Row, read_log, write_log
+from stages.paths import FINETUNE_LOG, FINETUNED, FURTHER_SEEDS, PRETRAIN_LOG, PRETRAINED, STORE
 from stages.scratch import checkpoint_of
 
 
 def run(parameters: FinetuneStage, progress: Progress) -> str:
     """Refine the pretrained networks, or go on where the same run was interrupted; returns the summary."""
     store = open_store(STORE)
+    first, *further = parameters.seeds or [parameters.seed]
+    FURTHER_SEEDS.mkdir(parents=True, exist_ok=True)
+    places = {first: (FINETUNED, FINETUNE_LOG)}
+    places |= {seed: further_paths(seed) for seed in further}
+    # Removed together: DVC deletes the weights of the first seed when the stage is run again for the second.
+    checkpoints, lines = [], []
+    for seed, (weights, log) in places.items():
+        checkpoint, rows = _one_seed(parameters, seed, store, weights, progress)
+        write_log(log, rows)
+        checkpoints.append(checkpoint)
+        last = rows[-1]
+        lines.append(
+            f"{len(rows)} epochs of ConNR, loss {rows[0]['loss']:.3f} → {last['loss']:.3f}, "
+            f"cluster sizes {last['cluster_sizes']}; weights in {weights}"
+        )
+    for checkpoint in checkpoints:
+        checkpoint.remove()
+    return "\n".join(lines)
+
+
+def further_paths(seed: int) -> tuple[Path, Path]:
+    """Weights and log of a seed after the first."""
+    return FURTHER_SEEDS / str(seed) / "weights.safetensors", FURTHER_SEEDS / str(seed) / "log.csv"
+
+
+def _one_seed(
+    parameters: FinetuneStage, seed: int, store: Store, weights: Path, progress: Progress
+) -> tuple[Checkpoint, list[Row]]:
+    alone = parameters.model_copy(update={"seed": seed, "seeds": []})
     model, description = load_weights(PRETRAINED)
+    if description["framework"] != parameters.host.framework:
+        raise UserError(
+            f"{PRETRAINED} was trained with host.framework = {description['framework']}, not "
+            f"{parameters.host.framework}; run conr pretrain again, or set host.framework back"
+        )
+    pretrained = hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
+    checkpoint = checkpoint_of("finetune", alone.model_dump(), store.training_identity, pretrained)
     first_epoch = len(read_log(PRETRAIN_LOG))
-    weights = hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
-    checkpoint = checkpoint_of("finetune", parameters.model_dump(), store.manifest.checksum, weights)
-    log = finetune(model, store.images, store.labels, parameters, first_epoch, checkpoint, progress)
-    save_weights(FINETUNED, model, description)
-    write_log(FINETUNE_LOG, log)
-    checkpoint.remove()
-    last = log[-1]
-    return (
-        f"{len(log)} epochs of ConNR, loss {log[0]['loss']:.3f} → {last['loss']:.3f}, "
-        f"cluster sizes {last['cluster_sizes']}; weights in {FINETUNED}"
-    )
+    name = f"finetune, seed {seed}" if parameters.seeds else "finetune"
+    images, labels = store.training_images, store.training_labels
+    rows = finetune(model, images, labels, alone, first_epoch, checkpoint, progress, name)
+    save_weights(weights, model, description)
+    return checkpoint, rows

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from conr.errors import UserError
-from conr.parameters import Parameters, ParamsFile
+from conr.parameters import Host, Parameters, ParamsFile
 
 PARAMS = Path("params.yaml")
 Key = tuple[str, ...]
@@ -45,7 +45,7 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
     if not path.exists():
         raise UserError(
             f"there is no {path} in {Path.cwd()}; run conr in the project's folder, or start from a preset: "
-            f"cp presets/digits.yaml {path}"
+            "conr preset digits"
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -81,6 +81,22 @@ def lookup(content: Mapping[str, Any], key: Key) -> Any:
     return value
 
 
+def changed(params: ParamsFile, changes: Mapping[str, Any]) -> ParamsFile:
+    """Parameters with some values replaced, by dotted key, such as "boundary.filter".
+
+    Raises:
+        UserError: naming every key that is unknown or has an impossible value.
+    """
+    content = params.model_dump()
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        group = content
+        for part in groups:
+            group = group[part]
+        group[name] = value
+    return validated(content, "changes")
+
+
 def check_together(params: ParamsFile) -> None:
     """Check parameters against each other.
 
@@ -100,6 +116,24 @@ def check_together(params: ParamsFile) -> None:
             f"optimiser.schedule_epochs = {params.optimiser.schedule_epochs} is shorter than pretrain.epochs + "
             f"finetune.epochs = {total}; the learning rate would be 0 before the end"
         )
+    framework, settings = params.host.framework, params.finetune
+    if settings.instance == 0 and params.neighbourhood.neighbours != "none" and _needs_instance_loss(framework):
+        raise UserError(
+            f"host.framework = {framework} needs finetune.instance above 0: group concordance alone could let its "
+            "features collapse"
+        )
+    if params.k1 > params.evaluate.context:
+        raise UserError(
+            f"k1 = {params.k1} is larger than evaluate.context = {params.evaluate.context}, the images among which the "
+            "figures search neighbours"
+        )
+    if len(set(params.seeds)) < len(params.seeds):
+        raise UserError(f"seeds = {params.seeds} names a seed twice")
+    for stage, batch_size in (("pretrain", params.pretrain.batch_size), ("finetune", params.finetune.batch_size)):
+        if params.network.bn_group and batch_size % params.network.bn_group:
+            raise UserError(
+                f"network.bn_group = {params.network.bn_group} does not divide {stage}.batch_size = {batch_size}"
+            )
     if params.optimiser.warmup_epochs >= params.optimiser.schedule_epochs:
         raise UserError(
             f"optimiser.warmup_epochs = {params.optimiser.warmup_epochs} leaves nothing of optimiser.schedule_epochs = "
@@ -116,16 +150,25 @@ def check_against_data(params: ParamsFile, manifest: Path) -> None:
     if not manifest.exists():
         return  # the stage itself says that the store is missing
     try:
-        count = int(json.loads(manifest.read_text())["count"])
+        content = json.loads(manifest.read_text())
+        count, training = int(content["count"]), int(content["train_count"])
     except (ValueError, KeyError, TypeError):
         return  # the stage itself says that the store is damaged
-    for name, value in (
-        ("clusters", params.clusters),
-        ("pretrain.batch_size", params.pretrain.batch_size),
-        ("finetune.batch_size", params.finetune.batch_size),
+    for name, value, limit, what in (
+        ("clusters", params.clusters, count, "images"),
+        ("pretrain.batch_size", params.pretrain.batch_size, training, "images to train on"),
+        ("finetune.batch_size", params.finetune.batch_size, training, "images to train on"),
     ):
-        if value > count:
-            raise UserError(f"{name} = {value} is larger than the number of images ({count}); lower it")
+        if value > limit:
+            raise UserError(f"{name} = {value} is larger than the number of {what} ({limit}); lower it")
+
+
+def _needs_instance_loss(framework: str) -> bool:
+    if framework == Host().framework:
+        return False  # known without loading PyTorch, for a quick conr prepare
+    from conr.hosts import host_class
+
+    return host_class(framework).needs_instance_loss
 
 
 def _explain(problem: Any) -> str:

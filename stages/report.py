@@ -5,17 +5,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.data.store import Store
+from conr.data.store import Manifest, Store
 from conr.evaluation import Evaluation
 from conr.metrics import contingency, matching
 from conr.parameters import EvaluateStage
 from conr.report import figures
 from conr.report.page import ClusterCard, Report, Sample
+from conr.report.published import Published, RunFacts, beside
 from conr.training.log import read_log
 from stages.paths import FIGURES, FINETUNE_LOG, PRETRAIN_LOG
+from stages.results import Results
 
-STAGES = {"pretrained": "pretrained (BYOL)", "finetuned": "fine-tuned (ConNR)"}
-COLUMNS = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "silhouette": "silhouette", "balance": "balance"}
+PRETRAINED, FINETUNED = "pretrained", "fine-tuned (ConNR)"
+COLUMNS = {
+    "acc": "ACC",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "class_acc": "class ACC",
+    "silhouette": "silhouette",
+    "balance": "balance",
+}
+PUBLISHED = {"nmi": "NMI", "acc": "ACC", "ari": "ARI"}  # in the order of the paper's table
 NEARLY_EMPTY = 0.1  # share of the mean size below which a cluster is worth a warning
 NO_LABELS = "There are no labels, so accuracy cannot be known: silhouette and balance describe the clusters instead."
 
@@ -48,9 +58,10 @@ def draw_figures(
 
 
 def _draw_confusion(result: Evaluation, store: Store, path: Path) -> None:
-    assert store.labels is not None
-    known = store.labels >= 0
-    labels, clusters = store.labels[known], result.placement.assignments[known]
+    scored = store.scored_labels
+    assert scored is not None
+    known = scored >= 0
+    labels, clusters = scored[known], result.placement.assignments[known]
     table = contingency(labels, clusters)
     present = np.unique(clusters).tolist()
     classes = np.unique(labels).tolist()
@@ -68,21 +79,96 @@ def _typical(result: Evaluation, cluster: int) -> list[int]:
     return ranked
 
 
+def score_rows(results: Results) -> list[dict[str, str]]:
+    """The table of scores: before ConNR, after it for each seed, and mean ± standard deviation of several."""
+    rows = [{"features": PRETRAINED} | formatted(results.pretrained.scores)]
+    if len(results.finetuned) == 1:
+        return [*rows, {"features": FINETUNED} | formatted(results.first.scores)]
+    rows += [
+        {"features": f"seed {seed}"} | formatted(evaluation.scores) for seed, evaluation in results.finetuned.items()
+    ]
+    deviation = formatted(results.deviation())
+    mean = {title: f"{value} ± {deviation[title]}" for title, value in formatted(results.mean()).items()}
+    return [*rows, {"features": f"{FINETUNED}, mean"} | mean]
+
+
+def seeds_note(results: Results) -> str:
+    """How far the scores can be trusted."""
+    seeds = ", ".join(map(str, results.finetuned))
+    if len(results.finetuned) == 1:
+        return f"One seed ({seeds}): other seeds give other scores; seeds: [0, 1, 2] gives mean ± standard deviation."
+    return (
+        f"Mean ± standard deviation of {len(results.finetuned)} seeds of fine-tuning and k-means ({seeds}) after one "
+        "pretraining; figures, assignments and encoder are those of the first."
+    )
+
+
 def compose_report(
-    results: dict[str, Evaluation], store: Store, parameters: EvaluateStage, captions: list[tuple[str, Path]]
+    results: Results, store: Store, parameters: EvaluateStage, captions: list[tuple[str, Path]]
 ) -> Report:
-    manifest, final = store.manifest, results["finetuned"]
+    manifest, final = store.manifest, results.first
     facts = [
         ("images", f"{manifest.count:,}"),
         ("image size", f"{manifest.image_size}×{manifest.image_size}"),
         ("clusters", str(parameters.clusters)),
         ("skipped files", f"{len(manifest.skipped):,}"),
-        ("seed", str(parameters.seed)),
+        ("seed" if len(results.finetuned) == 1 else "seeds", ", ".join(map(str, results.finetuned))),
     ]
-    rows = [{"features": STAGES[name]} | formatted(result.scores) for name, result in results.items()]
+    if manifest.protocol != "all" or manifest.score_start > 0:
+        facts.append(("trained on", f"{manifest.train_count:,} images"))
+        facts.append(("scored on", f"{manifest.count - manifest.score_start:,} images"))
     names = label_names(store)
     cards = [_card(final, store, names, cluster, parameters.evaluate.gallery) for cluster in range(len(final.sizes))]
-    return Report(f"Clusters of {manifest.source}", facts, rows, _notes(final, store), captions, cards)
+    published, differences = beside(run_facts(manifest))
+    notes = [seeds_note(results), *_notes(final, store)]
+    if differences:
+        notes.append(f"Published numbers cannot stand beside this run: {'; '.join(differences)}.")
+    mean, deviation = results.mean(), results.deviation()
+    own = {title: f"{100 * mean[name]:.1f}" for name, title in PUBLISHED.items() if name in mean}
+    if "acc" in deviation:
+        own["ACC"] += f" ± {100 * deviation['acc']:.1f} ({len(results.finetuned)} seeds)"
+    table = published_table(own, published)
+    return Report(f"Clusters of {manifest.source}", facts, score_rows(results), notes, captions, cards, table)
+
+
+def run_facts(manifest: Manifest) -> RunFacts:
+    """What decides which published numbers may stand beside a run on this store."""
+    return RunFacts(
+        dataset=manifest.dataset,
+        scored_images=manifest.count - manifest.score_start,
+        image_size=manifest.image_size,
+        protocol=manifest.protocol,
+        imbalance=manifest.imbalance,
+    )
+
+
+def published_table(own: dict[str, str], published: list[Published]) -> list[dict[str, str]]:
+    """Published results as rows of the page, this run first; empty if either has no scores.
+
+    Args:
+        own: this run's NMI, ACC and ARI in percent, by title.
+        published: results that may stand beside it.
+    """
+    if not (own and published):
+        return []
+    rows = [{"method": "this run (ConNR)", **own, "architecture": "", "source": ""}]
+    for result in published:
+        spread = "" if result.acc_std is None else f" ± {result.acc_std:.1f} ({result.seeds} seeds)"
+        rows.append(
+            {
+                "method": result.method,
+                "NMI": _percent(result.nmi),
+                "ACC": _percent(result.acc) + spread,
+                "ARI": _percent(result.ari),
+                "architecture": result.architecture,
+                "source": f"{result.source}, {result.place}",
+            }
+        )
+    return rows
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _card(result: Evaluation, store: Store, names: list[str], cluster: int, shown: int) -> ClusterCard:
@@ -117,7 +203,7 @@ def _majority(labels: list[str]) -> str | None:
 
 
 def _notes(result: Evaluation, store: Store) -> list[str]:
-    notes = ["The scores come from one run with one seed; other seeds give other scores."]
+    notes = []
     if store.labels is None:
         notes.append(NO_LABELS)
     else:
@@ -142,8 +228,9 @@ def label_names(store: Store) -> list[str]:
 
 def cluster_names(result: Evaluation, store: Store) -> dict[int, str]:
     """Cluster → the class that the Hungarian matching gives it, or its number."""
-    assert store.labels is not None
-    known = store.labels >= 0
-    matched = matching(store.labels[known], result.placement.assignments[known])
+    scored = store.scored_labels
+    assert scored is not None
+    known = scored >= 0
+    matched = matching(scored[known], result.placement.assignments[known])
     names = {cluster: store.manifest.class_names[label] for cluster, label in matched.items()}
     return {cluster: names.get(cluster, f"cluster {cluster}") for cluster in range(len(result.sizes))}

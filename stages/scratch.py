@@ -7,10 +7,14 @@ from conr.training.checkpoints import Checkpoint, fingerprint
 from stages.paths import CHECKPOINTS
 
 
-def checkpoint_of(stage: str, *parts: object) -> Checkpoint:
-    """The checkpoint of a run, named by all it depends on, in scratch space that DVC does not touch.
+def scratch() -> Path:
+    """The root of paths that DVC does not touch.
 
     DVC_ROOT is the real repository even when DVC runs an experiment in a temporary copy.
     """
-    root = Path(os.environ.get("DVC_ROOT", "."))
-    return Checkpoint(root / CHECKPOINTS / f"{stage}-{fingerprint(stage, *parts)}")
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def checkpoint_of(stage: str, *parts: object) -> Checkpoint:
+    """The checkpoint of a run, named by all it depends on."""
+    return Checkpoint(scratch() / CHECKPOINTS / f"{stage}-{fingerprint(stage, *parts)}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from conr import export as exporting
 from conr.errors import UserError
 from conr.export import INPUT, OUTPUT, PROVIDERS, Embedder, check, embed, export, open_session, properties
-from conr.networks import Network
+from conr.networks import Encoder, Network, group_batch_norm, mlp
 
 DIMENSION = 16
 PROPERTIES = {"image_size": 8, "fit": "crop", "note": "Käfer", "nested": {"list": [1, 2.5, None]}}
@@ -23,10 +23,12 @@ def images(count: int, size: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def network(stem: str = "cifar", size: int = 8, seed: int = 0) -> Network:
+def network(stem: str = "cifar", size: int = 8, seed: int = 0, bn_group: int = 0) -> Network:
     """A small network whose batch-norm statistics are those of some batches, not those of a new network."""
     torch.manual_seed(seed)
-    result = Network("resnet18", 8, stem, 32, DIMENSION, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).train()
+    projector = mlp(64, 32, DIMENSION)
+    result = Network(Encoder("resnet18", 8, stem), projector, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).train()
+    group_batch_norm(result, bn_group)
     with torch.no_grad():
         for _ in range(3):
             result(torch.rand(8, 3, size, size))
@@ -135,6 +137,13 @@ def test_a_file_that_is_not_ours_has_no_properties(encoder: Path, tmp_path: Path
     assert properties(open_session(tmp_path / "foreign.onnx", "cpu")) == {}
 
 
+def test_a_network_with_grouped_batch_norm_is_exported_as_any_other(tmp_path: Path) -> None:
+    model, pixels = network(bn_group=4), images(9, 8)
+    export(network(bn_group=4).train(), 8, tmp_path / "encoder.onnx", {})
+    found = open_session(tmp_path / "encoder.onnx", "cpu").run([OUTPUT], {INPUT: pixels})[0]
+    np.testing.assert_allclose(found, features(model, pixels), atol=1e-5)
+
+
 # What is refused
 
 
@@ -161,7 +170,7 @@ def test_a_file_for_images_of_another_size_is_refused(encoder: Path) -> None:
 
 def test_a_network_of_another_dimension_is_refused(encoder: Path) -> None:
     with pytest.raises(UserError, match="differs from PyTorch by inf"):
-        check(encoder, Network("resnet18", 8, "cifar", 32, DIMENSION + 1), 8)
+        check(encoder, Network(Encoder("resnet18", 8, "cifar"), mlp(64, 32, DIMENSION + 1)), 8)
 
 
 def test_a_network_of_nan_is_refused(encoder: Path) -> None:

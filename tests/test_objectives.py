@@ -6,10 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from conr.networks import Network, Siamese
 from conr.objectives import group_concordance, instance_concordance, symmetrised
+from conr.training.model import build
 
 SIZE, NEIGHBOURS, DIMENSION = 12, 4, 6
+DESCRIPTION = {
+    "architecture": "resnet18",
+    "width": 4,
+    "stem": "cifar",
+    "hidden": 16,
+    "dimension": 8,
+    "bn_group": 0,
+    "predictor_deviation": 0.01,
+    "framework": "byol",
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+}
 
 
 def cosine(a: list[float], b: list[float]) -> float:
@@ -114,7 +126,8 @@ def test_bfloat16_features_are_compared_in_float32() -> None:
 @pytest.mark.parametrize("loss_name", ["instance", "group"])
 def test_loss_falls_under_gradient_descent(loss_name: str) -> None:
     torch.manual_seed(0)
-    model = Siamese(Network("resnet18", 4, "cifar", 16, 8), 16, 8)
+    model = build(DESCRIPTION)
+    generator = torch.Generator().manual_seed(0)
     first, second = torch.rand(SIZE, 3, 8, 8), torch.rand(SIZE, 3, 8, 8)
     _, _, neighbours, candidates = batch(0)
     trained = [*model.online.parameters(), *model.predictor.parameters()]
@@ -127,9 +140,8 @@ def test_loss_falls_under_gradient_descent(loss_name: str) -> None:
 
     losses = []
     for _ in range(20):
-        predictions = model.predict(first), model.predict(second)
-        targets = model.project(first), model.project(second)
-        loss = symmetrised(one_direction, predictions, targets)
+        outputs = model(first, second, generator)
+        loss = symmetrised(one_direction, outputs.predictions, outputs.targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

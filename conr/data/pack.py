@@ -5,16 +5,18 @@ import json
 import os
 import shutil
 import warnings
+from bisect import bisect_left
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conr.data.decode import UnreadableImageError
-from conr.data.sources import Item, Source
+from conr.data.items import Item, Source
 from conr.data.store import Manifest
 from conr.errors import UserError
 from conr.files import ArrayWriter
@@ -38,7 +40,7 @@ def pack(source: Source, settings: Prepare, folder: Path, progress: Progress = s
         The manifest.
 
     Raises:
-        UserError: too many images are broken, or none is left.
+        UserError: too many images are broken, or none is left to train on or to score.
     """
     building = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(building, ignore_errors=True)
@@ -52,57 +54,87 @@ def pack(source: Source, settings: Prepare, folder: Path, progress: Progress = s
     return manifest
 
 
+@dataclass
+class _Packed:
+    """What is known of the images once they are written: sums are over the pixels that are trained on, per channel."""
+
+    kept: list[int] = field(default_factory=list)  # positions in the source
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    digest: Any = field(default_factory=hashlib.sha256)
+    total: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(3, dtype=np.uint64))
+    squares: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(3, dtype=np.uint64))
+
+    def add(self, images: NDArray[np.uint8], to_train: int) -> None:
+        """Take note of images, the first `to_train` of which are trained on."""
+        self.digest.update(images.tobytes())
+        flat = images[:to_train].reshape(-1, 3)
+        self.total += flat.sum(axis=0, dtype=np.uint64)
+        self.squares += np.square(flat, dtype=np.uint32).sum(axis=0, dtype=np.uint64)
+
+
 def _pack_into(folder: Path, source: Source, settings: Prepare, progress: Progress) -> Manifest:
-    size = settings.image_size
-    kept: list[Item] = []
-    broken: list[tuple[str, str]] = []
-    digest = hashlib.sha256()
-    total = np.zeros(3, dtype=np.uint64)
-    squares = np.zeros(3, dtype=np.uint64)
-    with (folder / "images.npy").open("wb") as file:
+    packed = _write_images(folder / "images.npy", source, settings.image_size, progress)
+    _check_broken(source, len(packed.kept), packed.broken, settings.max_broken)
+    # Positions of the kept items ascend, so that the parts of the source stay contiguous.
+    train_count = bisect_left(packed.kept, source.train_count)
+    score_start = bisect_left(packed.kept, source.score_start)
+    if train_count == 0 or score_start == len(packed.kept):
+        purpose = "train on" if train_count == 0 else "score"
+        raise UserError(f"{source.name}: no image to {purpose} can be read; mend them, or use prepare.protocol: all")
+
+    pixels = train_count * settings.image_size**2
+    mean = packed.total / pixels / 255
+    std = np.sqrt(np.maximum(packed.squares / pixels / 255**2 - mean**2, 0))
+    items = [source.items[position] for position in packed.kept]
+    class_names = sorted({item.label for item in items if item.label is not None})
+    numbers = {name: number for number, name in enumerate(class_names)}
+    manifest = Manifest(
+        source=source.name,
+        dataset=settings.source,
+        protocol=settings.protocol,
+        imbalance=settings.imbalance,
+        count=len(items),
+        train_count=train_count,
+        score_start=score_start,
+        image_size=settings.image_size,
+        fit=settings.fit,
+        mean=mean.tolist(),
+        std=np.maximum(std, 1 / 255).tolist(),  # an all-black channel must not divide by zero
+        checksum=packed.digest.hexdigest(),
+        files=[item.file for item in items],
+        labels=[numbers.get(item.label or "", -1) for item in items] if numbers else None,
+        class_names=class_names,
+        skipped=source.skipped + packed.broken,
+    )
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _write_images(path: Path, source: Source, size: int, progress: Progress) -> _Packed:
+    packed = _Packed()
+    with path.open("wb") as file:
         writer = ArrayWriter(file, (size, size, 3), np.uint8)
         with progress("prepare", len(source.items)) as advance:
+            first = 0
             for chunk, outcomes in decode_all(source.items):
                 good = []
-                for item, outcome in zip(chunk, outcomes, strict=True):
+                for position, (item, outcome) in enumerate(zip(chunk, outcomes, strict=True), start=first):
                     if isinstance(outcome, str):
-                        broken.append((item.file, outcome))
+                        packed.broken.append((item.file, outcome))
                     else:
-                        kept.append(item)
+                        packed.kept.append(position)
                         good.append(outcome)
                 if good:
                     images = np.stack(good)
                     writer.append(images)
-                    digest.update(images.tobytes())
-                    flat = images.reshape(-1, 3)
-                    total += flat.sum(axis=0, dtype=np.uint64)
-                    squares += np.square(flat, dtype=np.uint32).sum(axis=0, dtype=np.uint64)
-                advance(len(chunk), note=f"{len(broken)} broken" if broken else "")
+                    to_train = bisect_left(packed.kept[-len(good) :], source.train_count)
+                    packed.add(images, to_train)
+                first += len(chunk)
+                advance(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
         writer.close()
         file.flush()
         os.fsync(file.fileno())
-    _check_broken(source, len(kept), broken, settings.max_broken)
-
-    pixels = len(kept) * size**2
-    mean = total / pixels / 255
-    std = np.sqrt(np.maximum(squares / pixels / 255**2 - mean**2, 0))
-    class_names = sorted({item.label for item in kept if item.label is not None})
-    numbers = {name: number for number, name in enumerate(class_names)}
-    manifest = Manifest(
-        source=source.name,
-        count=len(kept),
-        image_size=size,
-        fit=settings.fit,
-        mean=mean.tolist(),
-        std=np.maximum(std, 1 / 255).tolist(),  # an all-black channel must not divide by zero
-        checksum=digest.hexdigest(),
-        files=[item.file for item in kept],
-        labels=[numbers.get(item.label or "", -1) for item in kept] if numbers else None,
-        class_names=class_names,
-        skipped=source.skipped + broken,
-    )
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
-    return manifest
+    return packed
 
 
 def decode_all(items: list[Item]) -> Iterator[tuple[list[Item], list[NDArray[np.uint8] | str]]]:

@@ -1,68 +1,66 @@
-"""Where images come from: scikit-learn's digits, or any folder."""
+"""Where images come from: scikit-learn's digits, any folder, or the data sets of the paper."""
 
 import csv
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from conr.data.benchmarks import open_benchmark
 from conr.data.decode import SUFFIXES, decode, resize
+from conr.data.items import NOT_AN_IMAGE, Item, Source, arranged
+from conr.data.long_tail import long_tail
 from conr.errors import UserError
 from conr.parameters import Prepare
 
-NOT_AN_IMAGE = f"not an image file ({', '.join(SUFFIXES)})"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image that has not been read yet.
-
-    Attributes:
-        file: its name, relative to the source.
-        label: the name of its class, or None if unknown.
-        read: returns its (S, S, 3) uint8 pixels, or raises `UnreadableImageError`.
-    """
-
-    file: str
-    label: str | None
-    read: Callable[[], NDArray[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images in a fixed order.
-
-    Attributes:
-        name: what to call the source in messages.
-        items: the images.
-        skipped: (file, reason) of files that are no images by their name.
-    """
-
-    name: str
-    items: list[Item]
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+NEITHER_TRAIN_NOR_TEST = "neither in train nor in test"
 
 
 def open_source(settings: Prepare) -> Source:
     """The source that the parameters describe.
 
     Raises:
-        UserError: a missing folder, a folder without images, or labels that cannot be had.
+        UserError: a missing folder, a folder without images, labels that cannot be had, or a failed download.
     """
-    if settings.source == "digits":
-        return _digits(settings)
-    return _folder(settings)
+    if settings.source == "folder":
+        source = _folder(settings)
+    elif settings.labels not in ("none", "dataset"):
+        raise UserError(
+            f"prepare.labels: {settings.labels} does not go with prepare.source: {settings.source}; use dataset or none"
+        )
+    else:
+        source = _digits(settings) if settings.source == "digits" else open_benchmark(settings)
+    return source if settings.imbalance == 1 else _long_tailed(source, settings)
+
+
+def _long_tailed(source: Source, settings: Prepare) -> Source:
+    """The source with a long tail in the part that is trained on; a test part stays balanced."""
+    train, test = source.items[: source.train_count], source.items[source.train_count :]
+    labels = [item.label for item in train if item.label is not None]
+    key = f"prepare.imbalance: {settings.imbalance:g} draws a subset by the labels"
+    if settings.labels == "none":
+        labelled = "folder, parent or csv" if settings.source == "folder" else "dataset"
+        raise UserError(f"{key}; set prepare.labels to {labelled}, or imbalance to 1")
+    if len(labels) < len(train):
+        raise UserError(
+            f"{key}, but {len(train) - len(labels):,} of {len(train):,} images to train on have none in {source.name}; "
+            "label or remove them, or set it to 1"
+        )
+    if len(set(labels)) < 2:
+        raise UserError(f"{key} and needs two classes or more; {source.name} has one. Set it to 1")
+    kept = long_tail(labels, settings.imbalance)
+    return Source(
+        source.name,
+        [train[index] for index in kept] + test,
+        train_count=len(kept),
+        score_start=int(np.searchsorted(kept, source.score_start)),
+        skipped=source.skipped,
+    )
 
 
 def _digits(settings: Prepare) -> Source:
-    if settings.labels not in ("none", "dataset"):
-        raise UserError(
-            f"prepare.labels: {settings.labels} does not go with prepare.source: digits; use dataset or none"
-        )
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -76,7 +74,8 @@ def _digits(settings: Prepare) -> Source:
         )
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True))
     ]
-    return Source("scikit-learn's digits", items)
+    train_count = len(items) - len(items) // 5  # no official split: the last fifth is held out
+    return arranged("scikit-learn's digits", settings.protocol, items[:train_count], items[train_count:])
 
 
 def _folder(settings: Prepare) -> Source:
@@ -89,7 +88,8 @@ def _folder(settings: Prepare) -> Source:
             "prepare.labels: dataset does not go with prepare.source: folder; use none, folder, parent or csv"
         )
     table = _labels_table(root, settings) if settings.labels == "csv" else None
-    items, skipped = [], []
+    items: list[Item] = []
+    skipped: list[tuple[str, str]] = []
     for relative in _files_below(root):
         if table is not None and relative == settings.labels_file:
             continue
@@ -97,7 +97,7 @@ def _folder(settings: Prepare) -> Source:
         if path.suffix.lower() not in SUFFIXES:
             skipped.append((relative, NOT_AN_IMAGE))
             continue
-        label = table.get(relative) if table is not None else _label_from_folders(relative, settings.labels)
+        label = table.get(relative) if table is not None else _label_from_folders(relative, settings)
         items.append(Item(relative, label, partial(decode, path, settings.image_size, settings.fit)))
     if not items:
         raise UserError(
@@ -106,7 +106,28 @@ def _folder(settings: Prepare) -> Source:
     if settings.labels != "none" and all(item.label is None for item in items):
         where = settings.labels_file if table is not None else "a subfolder"
         raise UserError(f"prepare.labels: no image in {root} gets a label from {where}; check it, or use labels: none")
-    return Source(str(root), items, skipped)
+    if settings.protocol == "held-out":
+        return _split_by_folders(str(root), items, skipped)
+    return arranged(str(root), settings.protocol, items, skipped=skipped)
+
+
+def _split_by_folders(root: str, items: Sequence[Item], skipped: Sequence[tuple[str, str]]) -> Source:
+    """The images in train and test, the folders' names in the convention of torchvision's ImageFolder."""
+    splits: dict[str, list[Item]] = {}
+    loose = []
+    for item in items:
+        folder, slash, _ = item.file.partition("/")
+        if slash:
+            splits.setdefault(folder, []).append(item)
+        else:
+            loose.append((item.file, NEITHER_TRAIN_NOR_TEST))
+    if splits.keys() != {"train", "test"}:
+        found = ", ".join(splits) or "no folder with images"
+        raise UserError(
+            f"prepare.protocol: held-out expects images in the folders train and test of {root}, and in no other; "
+            f"found {found}. Rename them, or use protocol: all"
+        )
+    return arranged(root, "held-out", splits["train"], splits["test"], skipped=sorted([*skipped, *loose]))
 
 
 def _files_below(root: Path) -> list[str]:
@@ -118,11 +139,13 @@ def _files_below(root: Path) -> list[str]:
     return sorted(found)
 
 
-def _label_from_folders(relative: str, labels: str) -> str | None:
+def _label_from_folders(relative: str, settings: Prepare) -> str | None:
     folders = relative.split("/")[:-1]
-    if labels == "none" or not folders:
+    if settings.protocol == "held-out":
+        folders = folders[1:]  # train and test are no classes
+    if settings.labels == "none" or not folders:
         return None
-    return folders[0] if labels == "folder" else folders[-1]
+    return folders[0] if settings.labels == "folder" else folders[-1]
 
 
 def _labels_table(root: Path, settings: Prepare) -> dict[str, str]:

@@ -15,11 +15,16 @@ class Manifest:
     """What the store holds.
 
     Attributes:
-        source: name of the source.
+        source: name of the source, for people.
+        dataset: the value of prepare.source.
+        protocol: the value of prepare.protocol.
+        imbalance: the value of prepare.imbalance.
         count: number of images N.
+        train_count: the first so many images are trained on.
+        score_start: the images from this one on are scored.
         image_size: height and width in pixels.
         fit: how images that were not square became so.
-        mean, std: per channel, of pixels scaled to [0, 1].
+        mean, std: per channel, of the training images' pixels scaled to [0, 1].
         checksum: SHA-256 of the pixels.
         files: the N names, relative to the source.
         labels: the N class numbers (−1 where unknown), or None. For scores only.
@@ -28,7 +33,12 @@ class Manifest:
     """
 
     source: str
+    dataset: str
+    protocol: str
+    imbalance: float
     count: int
+    train_count: int
+    score_start: int
     image_size: int
     fit: str
     mean: list[float]
@@ -54,6 +64,40 @@ class Store:
     labels: NDArray[np.int64] | None
     manifest: Manifest
 
+    @property
+    def training_images(self) -> NDArray[np.uint8]:
+        """(train_count, S, S, 3) uint8, memory-mapped: what may be trained on."""
+        return self.images[: self.manifest.train_count]
+
+    @property
+    def training_labels(self) -> NDArray[np.int64] | None:
+        """(train_count,) int64, −1 where unknown; or None."""
+        return None if self.labels is None else self.labels[: self.manifest.train_count]
+
+    @property
+    def training_identity(self) -> str:
+        """A short text that differs where other pixels are trained on."""
+        return f"{self.manifest.checksum}, the first {self.manifest.train_count}"
+
+    @property
+    def scored(self) -> slice:
+        """Which images are scored."""
+        return slice(self.manifest.score_start, None)
+
+    @property
+    def scored_labels(self) -> NDArray[np.int64] | None:
+        """(N,) int64 labels, −1 where unknown or not scored; or None."""
+        if self.labels is None:
+            return None
+        labels = np.full_like(self.labels, -1)
+        labels[self.scored] = self.labels[self.scored]
+        return labels
+
+    @property
+    def clustered(self) -> slice:
+        """Which images k-means sees: the scored ones, but of a held-out protocol those that were trained on."""
+        return slice(0, self.manifest.train_count) if self.manifest.protocol == "held-out" else self.scored
+
 
 def open_store(folder: Path) -> Store:
     """Open a store for reading.
@@ -67,6 +111,11 @@ def open_store(folder: Path) -> Store:
         content = json.loads((folder / "manifest.json").read_text())
         content["skipped"] = [tuple(pair) for pair in content["skipped"]]
         manifest = Manifest(**content)
+        if not (0 < manifest.train_count <= manifest.count and 0 <= manifest.score_start < manifest.count):
+            raise ValueError(
+                f"the first {manifest.train_count} of {manifest.count} images to train on, those from "
+                f"{manifest.score_start} on to score"
+            )
         # Copy-on-write pages: never written to, but PyTorch warns about read-only memory.
         images = np.load(folder / "images.npy", mmap_mode="c")
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,8 @@
 """The figures of a run as PNG files: training, cluster sizes, classes against clusters, map and gallery.
 
-Every figure has a function that builds it and one that writes it. The colours suit the colour-blind (Okabe and
-Ito's, and others as far apart), and none carries a meaning alone.
+Those that the paper has, too, are in `conr.report.paper_figures`. Every figure has a function that builds it and one
+that writes it. The colours suit the colour-blind (Okabe and Ito's, and others as far apart), and none carries a meaning
+alone.
 """
 
 import math
@@ -65,7 +66,7 @@ def training_curves(pretrain: Sequence[Row], finetune: Sequence[Row], path: Path
         finetune: the same for ConNR; its epochs continue those of pretraining.
         path: the PNG file.
     """
-    _save(training_figure(pretrain, finetune), path)
+    save(training_figure(pretrain, finetune), path)
 
 
 def training_figure(pretrain: Sequence[Row], finetune: Sequence[Row]) -> Figure:
@@ -90,7 +91,7 @@ def training_figure(pretrain: Sequence[Row], finetune: Sequence[Row]) -> Figure:
 
 def _draw_panel(axes: Axes, title: str, keys: list[str], pretrain: Sequence[Row], finetune: Sequence[Row]) -> None:
     """Draw curves, named above the panel with their last value, and a line where ConNR starts."""
-    _tidy(axes, title, pad=26)
+    tidy(axes, title, pad=26)
     axes.grid(color=FAINT, linewidth=0.8)
     for key, colour in zip(keys, (BLUE, ORANGE, GREEN), strict=False):
         for stage in (pretrain, finetune):  # not joined: the stages minimise different losses
@@ -102,7 +103,7 @@ def _draw_panel(axes: Axes, title: str, keys: list[str], pretrain: Sequence[Row]
             axes.plot([], [], color=colour, linewidth=3, label=f"{NAMES[key]}, last {last[0]:.3g}")
     values = [value for key in keys for value in _curve([*pretrain, *finetune], key)[1]]
     if values:
-        _legend_above(axes)
+        legend_above(axes)
     else:
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center", color=INK)
         axes.set(xticks=[], yticks=[])
@@ -130,7 +131,7 @@ def cluster_sizes(sizes: NDArray[np.int64], path: Path) -> None:
         sizes: (K,) images in each cluster.
         path: the PNG file.
     """
-    _save(sizes_figure(sizes), path)
+    save(sizes_figure(sizes), path)
 
 
 def sizes_figure(sizes: NDArray[np.int64]) -> Figure:
@@ -140,13 +141,13 @@ def sizes_figure(sizes: NDArray[np.int64]) -> Figure:
     order = np.argsort(-sizes, kind="stable")
     figure = Figure(figsize=(8, 1.3 + clusters * (0.25 if named else 0.045)), layout="constrained")
     axes = figure.subplots()
-    _tidy(axes, f"Images per cluster: {sizes.max():,} in the largest, {sizes.min():,} in the smallest", pad=26)
+    tidy(axes, f"Images per cluster: {sizes.max():,} in the largest, {sizes.min():,} in the smallest", pad=26)
     colours = [ORANGE if sizes[cluster] < FEW * mean else BLUE for cluster in order]
     bars = axes.barh(np.arange(clusters), sizes[order], color=colours, height=0.8)
     axes.axvline(mean, color=INK, linestyle="--", linewidth=1.2, label=f"mean {mean:,.4g}")
     if ORANGE in colours:
         axes.barh([0], [0], color=ORANGE, label="under a tenth of the mean")
-    _legend_above(axes)
+    legend_above(axes)
     axes.set_ylim(clusters - 0.4, -0.6)
     axes.set_xlabel("images")
     if named:
@@ -171,7 +172,7 @@ def confusion(table: NDArray[np.int64], class_names: list[str], cluster_numbers:
         cluster_numbers: number of each column.
         path: the PNG file.
     """
-    _save(confusion_figure(table, class_names, cluster_numbers), path)
+    save(confusion_figure(table, class_names, cluster_numbers), path)
 
 
 def confusion_figure(table: NDArray[np.int64], class_names: list[str], cluster_numbers: list[int]) -> Figure:
@@ -185,11 +186,11 @@ def confusion_figure(table: NDArray[np.int64], class_names: list[str], cluster_n
         layout="constrained",
     )
     axes = figure.subplots()
-    _tidy(axes, "Where the images of each class went" + (" (numbers are images)" if counted else ""))
+    tidy(axes, "Where the images of each class went" + (" (numbers are images)" if counted else ""))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     figure.colorbar(image, label="share of the class", shrink=min(1.0, 4 / figure.get_figheight()))
     row_step, column_step = -(-rows // MOST_TICKS), -(-columns // MOST_TICKS)
-    axes.set_yticks(range(0, rows, row_step), [_shorten(name) for name in class_names[::row_step]])
+    axes.set_yticks(range(0, rows, row_step), [shorten(name) for name in class_names[::row_step]])
     axes.set_xticks(range(0, columns, column_step), [str(number) for number in cluster_numbers[::column_step]])
     axes.tick_params(length=0, labelsize=9 if max(rows, columns) <= MOST_COUNTED_COLUMNS else 7)
     axes.set_xlabel("cluster")
@@ -210,7 +211,7 @@ def embedding_map(points: NDArray[np.float32], clusters: NDArray[np.int64], path
         clusters: (N,) the cluster of each.
         path: the PNG file.
     """
-    _save(map_figure(points, clusters), path)
+    save(map_figure(points, clusters), path)
 
 
 def map_figure(points: NDArray[np.float32], clusters: NDArray[np.int64]) -> Figure:
@@ -221,7 +222,7 @@ def map_figure(points: NDArray[np.float32], clusters: NDArray[np.int64]) -> Figu
     order = np.random.default_rng(0).permutation(len(points))  # else the last cluster covers the others
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
-    _tidy(axes, "Map of the images: what lies close looks alike to the network; numbers are clusters")
+    tidy(axes, "Map of the images: what lies close looks alike to the network; numbers are clusters")
     axes.scatter(
         points[order, 0],
         points[order, 1],
@@ -272,13 +273,13 @@ def gallery(
         title: what stands on top.
     """
     titles = [str(number) for number in range(len(order))] if row_titles is None else list(row_titles)
-    _save(gallery_figure(images, order, titles, title), path)
+    save(gallery_figure(images, order, titles, title), path)
 
 
 def gallery_figure(images: Pixels, order: list[list[int]], row_titles: Sequence[str], title: str) -> Figure:
     """The figure of `gallery`, one pixel of the tiles to a pixel of the file."""
     shown, left_out = order[:MOST_GALLERY_ROWS], len(order) - MOST_GALLERY_ROWS
-    titles = [_shorten(name) for name in row_titles[: len(shown)]]
+    titles = [shorten(name) for name in row_titles[: len(shown)]]
     canvas = montage(images, shown)
     height, width = canvas.shape[:2]
     left, top, bottom = 24 + 11 * max(map(len, titles), default=0), 56, 40 if left_out > 0 else 10
@@ -307,7 +308,7 @@ def montage(images: Pixels, order: list[list[int]]) -> Pixels:
     for row, indices in enumerate(order):
         for column, index in enumerate(indices):
             y, x = row * (height + GAP), column * (width + GAP)
-            canvas[y : y + height, x : x + width] = _resize(images[index], height, width)
+            canvas[y : y + height, x : x + width] = resize(images[index], height, width)
     return canvas
 
 
@@ -318,29 +319,31 @@ def tile_size(height: int, width: int) -> tuple[int, int]:
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _resize(image: Pixels, height: int, width: int) -> Pixels:
+def resize(image: Pixels, height: int, width: int) -> Pixels:
+    """An (H, W, 3) image as a tile: enlarged with hard pixels, reduced smoothly."""
     method = Image.Resampling.NEAREST if height >= image.shape[0] else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((width, height), method))
 
 
-def _tidy(axes: Axes, title: str, pad: float = 10) -> None:
+def tidy(axes: Axes, title: str, pad: float = 10) -> None:
+    """Give a panel its title and only the spines that carry an axis."""
     axes.set_title(title, loc="left", fontsize=11, weight="bold", color=INK, pad=pad)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
     """A legend between title and panel, where it covers no data; the title needs a pad of 26 points."""
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 1), borderaxespad=0.2)
 
 
-def _shorten(name: str, length: int = 24) -> str:
+def shorten(name: str, length: int = 24) -> str:
     """A name for a tick: on one line, of bounded length, and without matplotlib's mathematics."""
     name = " ".join(name.split()).replace("$", r"\$")
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write a figure without the date or the library's version: the same run gives the same file."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})

@@ -7,7 +7,7 @@ anything. All text from outside (file names, class names) is escaped here and no
 import base64
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from html import escape
 from importlib.resources import files
@@ -90,6 +90,7 @@ class Report:
         notes: plain sentences that a reader must not miss.
         figures: caption and PNG file.
         clusters: in any order; the page sorts them.
+        published: a row a result, this run's own first: its cells by column, "source" the last. Empty for no table.
     """
 
     title: str
@@ -98,6 +99,7 @@ class Report:
     notes: list[str]
     figures: list[tuple[str, Path]]
     clusters: list[ClusterCard]
+    published: list[dict[str, str]] = field(default_factory=list)
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -110,6 +112,7 @@ def write_page(report: Report, path: Path) -> None:
         facts=_facts(report.facts),
         notes=_notes(report.notes),
         scores=_scores(report.score_rows),
+        published=_published(report.published),
         figures=_figures(report.figures),
         clusters=_clusters(report.clusters),
     )
@@ -171,6 +174,23 @@ def _change(name: str, change: str | None) -> str:
     judged = name.lower() in HIGHER_IS_BETTER
     verdict = {"+": "better", "−": "worse"}.get(change[0], "") if judged else ""
     return f'<td class="{verdict}">{change}{f" <small>{verdict}</small>" if verdict else ""}</td>'
+
+
+def _published(rows: list[dict[str, str]]) -> str:
+    """The run among published results: a line each, the first is this run."""
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    lines = []
+    for row in rows:
+        name, *cells = [escape(row.get(column, "")) or "–" for column in columns]
+        lines.append(f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    return f"""<section><h2>Published numbers</h2>
+<p class="soft">In percent. The same images at the same size, trained and scored in the same way; network, epochs and
+number of runs may differ.</p>
+<div class="wide" tabindex="0"><table class="published"><thead><tr>{heads}</tr></thead>
+<tbody>{"".join(lines)}</tbody></table></div></section>"""
 
 
 def _figures(figures: list[tuple[str, Path]]) -> str:

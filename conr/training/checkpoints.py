@@ -20,7 +20,8 @@ from torch import Tensor
 import conr
 from conr.errors import UserError
 from conr.files import atomic_file
-from conr.networks import Siamese, network_from
+from conr.networks import Siamese
+from conr.training.model import build
 
 
 def fingerprint(*parts: object) -> str:
@@ -72,7 +73,7 @@ def save_weights(path: Path, model: Siamese, description: Mapping[str, object]) 
     Args:
         path: the .safetensors file.
         model: the networks.
-        description: the arguments of `conr.networks.Network`.
+        description: what `conr.training.model.build` makes them from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -95,7 +96,7 @@ def load_weights(path: Path) -> tuple[Siamese, dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             description: dict[str, Any] = json.loads(file.metadata()["network"])
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model = Siamese(network_from(description), description["hidden"], description["dimension"])
+        model = build(description)
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not a whole conr weights file ({error}); delete it and rerun its stage") from error

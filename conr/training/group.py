@@ -9,19 +9,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conr.boundary import boundary_ratio, candidates, relaxed_fraction
-from conr.clustering import kmeans
+from conr.hosts import Host, host_class
 from conr.metrics import balance, cluster_sizes, feature_spread, label_scores
-from conr.neighbourhood import conaff
-from conr.networks import Siamese
+from conr.neighbourhood import conaff, euclidean
+from conr.networks import Outputs, Siamese
 from conr.objectives import group_concordance, symmetrised
 from conr.parameters import FinetuneStage
 from conr.progress import Progress, silent
+from conr.prototypes import group_compactness, high_confidence, membership, prototype_scattering
 from conr.training.checkpoints import Checkpoint
-from conr.training.compute import Compute, clean_features
+from conr.training.compute import Compute
+from conr.training.instance import scattering
 from conr.training.log import Row
-from conr.training.loop import Pair, Recipe, train
-
-FIRST_RESTARTS = 40  # restarts of the first k-means; later ones start from the last centroids
+from conr.training.loop import Recipe, train
+from conr.training.pseudo_labels import PseudoLabels
 
 
 class GroupConcordance:
@@ -30,6 +31,7 @@ class GroupConcordance:
     Args:
         model, images, compute: as given to `train`.
         parameters: the stage's parameters.
+        host: the framework.
         labels: (N,) int64 for the log only, −1 where unknown; or None.
     """
 
@@ -39,60 +41,52 @@ class GroupConcordance:
         images: Tensor,
         compute: Compute,
         parameters: FinetuneStage,
+        host: Host,
         labels: NDArray[np.int64] | None,
     ) -> None:
         self.model, self.images, self.compute, self.parameters = model, images, compute, parameters
-        self.labels = labels
+        self.host, self.labels = host, labels
         self.label_tensor = None if labels is None else torch.from_numpy(labels).to(compute.device)
-        self.centroids: Tensor | None = None
-        self.pseudo_labels = torch.empty(0, dtype=torch.int64)
+        self.pseudo_labels = PseudoLabels(model, images, compute, parameters.clusters, parameters.seed)
         self.fraction = 1.0
         self.tally = torch.zeros(4, device=compute.device)
 
     def start_epoch(self, epoch: int) -> None:
         """Cluster once before the first epoch, and set the share of candidates (Eq. 12)."""
-        if self.centroids is None:
-            self._cluster()
-        settings = self.parameters.finetune
-        self.fraction = relaxed_fraction(
-            self.parameters.fr, epoch, 0, max(1, round(settings.epochs * settings.relaxation))
-        )
+        if self.pseudo_labels.centroids is None:
+            self.pseudo_labels.renew()
+        settings, start = self.parameters.boundary, self.parameters.fr
+        if settings.filter == "relaxed":
+            last = max(1, round(self.parameters.finetune.epochs * settings.relaxation))
+            self.fraction = relaxed_fraction(start, epoch, 0, last)
+        else:
+            self.fraction = start if settings.filter == "fixed" else 1.0
         self.tally.zero_()
 
-    def loss(self, predictions: Pair, targets: Pair, indices: Tensor) -> Tensor:
-        """Eq. 14 in both directions, a scalar in [−2, 2].
-
-        Neighbours and candidates of a direction come from the target features that it pulls towards.
-        """
-        pseudo_labels = self.pseudo_labels[indices]
-        labels = None if self.label_tensor is None else self.label_tensor[indices]
-
-        def one_direction(prediction: Tensor, target: Tensor) -> Tensor:
-            settings, parameters = self.parameters.finetune, self.parameters
-            features = F.normalize(target.float(), dim=1)
-            neighbours = conaff(
-                features,
-                parameters.k,
-                parameters.k1,
-                parameters.k2,
-                alpha=settings.alpha,
-                layers=settings.layers,
-                symmetrise=settings.symmetrise,
-                normalise=settings.normalise,
-            )
-            assert self.centroids is not None
-            kept = candidates(boundary_ratio(features, pseudo_labels, self.centroids), self.fraction)
-            self._count(neighbours, kept, labels)
-            return group_concordance(prediction, features, neighbours, kept, settings.divisor)
-
-        return symmetrised(one_direction, predictions, targets)
+    def loss(self, outputs: Outputs, indices: Tensor) -> Tensor:
+        """Eq. 14 in both directions, a scalar in [−2, 2], plus the weighted terms that the parameters ask for."""
+        settings, clusters = self.parameters.finetune, self.parameters.clusters
+        pseudo_labels = self.pseudo_labels.assignments[indices]
+        if self.parameters.neighbourhood.neighbours == "none":
+            loss = self.host.instance_loss(outputs.predictions, outputs.targets)
+            self.tally[:2] += 1
+        else:
+            loss = self._group_concordance(outputs, pseudo_labels, indices)
+            if settings.instance > 0:
+                loss = loss + settings.instance * self.host.instance_loss(outputs.predictions, outputs.targets)
+        if settings.scattering > 0:
+            members = membership(pseudo_labels, clusters)
+            loss = loss + settings.scattering * scattering(outputs, members, settings.scattering_temperature)
+        if settings.boost > 0:
+            loss = loss + settings.boost * self._boost(outputs, pseudo_labels)
+        self.host.remember(outputs.targets)
+        return loss
 
     def end_epoch(self, epoch: int) -> Row:
         """Cluster the clean features for the next epoch, and log how the clusters look."""
-        features = self._cluster()
-        clusters = self.parameters.clusters
-        assignments = self.pseudo_labels.cpu().numpy()
-        sizes = cluster_sizes(assignments, clusters)
+        features = self.pseudo_labels.renew()
+        assignments = self.pseudo_labels.assignments.cpu().numpy()
+        sizes = cluster_sizes(assignments, self.parameters.clusters)
         directions, kept, agreeing, pairs = self.tally.tolist()
         row: Row = {
             "kept_fraction": kept / directions,
@@ -106,27 +100,60 @@ class GroupConcordance:
         return row
 
     def state(self) -> dict[str, Tensor]:
-        """Centroids and pseudo labels."""
-        assert self.centroids is not None
-        return {"centroids": self.centroids, "pseudo_labels": self.pseudo_labels}
+        """Centroids, pseudo labels and the host's memory."""
+        return self.host.state() | self.pseudo_labels.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over centroids and pseudo labels."""
-        self.centroids = state["centroids"].to(self.compute.device)
-        self.pseudo_labels = state["pseudo_labels"].to(self.compute.device)
+        """Take over centroids, pseudo labels and the host's memory."""
+        self.host.load_state(state)
+        self.pseudo_labels.load_state(state)
 
-    def _cluster(self) -> NDArray[np.float32]:
-        features = clean_features(self.model.target, self.images, self.compute, silent, "features")
-        clustering = kmeans(
+    def _group_concordance(self, outputs: Outputs, pseudo_labels: Tensor, indices: Tensor) -> Tensor:
+        """Neighbours and candidates of a direction come from the target features that it pulls towards."""
+        labels = None if self.label_tensor is None else self.label_tensor[indices]
+
+        def one_direction(prediction: Tensor, target: Tensor) -> Tensor:
+            assert self.pseudo_labels.centroids is not None
+            features = F.normalize(target.float(), dim=1)
+            neighbours = self._neighbours(features)
+            kept = candidates(boundary_ratio(features, pseudo_labels, self.pseudo_labels.centroids), self.fraction)
+            self._count(neighbours, kept, labels)
+            return group_concordance(prediction, features, neighbours, kept, self.parameters.finetune.divisor)
+
+        return symmetrised(one_direction, outputs.predictions, outputs.targets)
+
+    def _neighbours(self, features: Tensor) -> Tensor:
+        """(B, k) neighbours in the batch, of the kind that the parameters name."""
+        parameters, settings = self.parameters, self.parameters.neighbourhood
+        if settings.neighbours == "local":
+            return euclidean(features, parameters.k)
+        return conaff(
             features,
-            self.parameters.clusters,
-            seed=self.parameters.seed,
-            restarts=FIRST_RESTARTS,
-            start=None if self.centroids is None else self.centroids.cpu().numpy(),
+            parameters.k,
+            parameters.k1,
+            parameters.k2,
+            alpha=settings.alpha,
+            layers=settings.layers,
+            symmetrise=settings.symmetrise,
+            normalise=settings.normalise,
         )
-        self.centroids = torch.from_numpy(clustering.centroids).to(self.compute.device)
-        self.pseudo_labels = torch.from_numpy(clustering.assignments).to(self.compute.device)
-        return features
+
+    def _boost(self, outputs: Outputs, pseudo_labels: Tensor) -> Tensor:
+        """DCBoost: clusters of the high-confidence samples compact and apart, the instance loss on all samples.
+
+        The mean of both directions.
+        """
+        settings, targets = self.parameters.finetune, outputs.targets
+        total = self.host.instance_loss(outputs.predictions, targets)
+        for view, other in ((0, 1), (1, 0)):
+            trusted = high_confidence(targets[other], pseudo_labels, settings.boost_neighbours)
+            members = membership(pseudo_labels, self.parameters.clusters, trusted)
+            compactness = group_compactness(outputs.predictions[view], targets[other], members)
+            apart = prototype_scattering(
+                outputs.projections[view], targets[other], members, settings.scattering_temperature
+            )
+            total = total + compactness + apart
+        return total / 2
 
     def _count(self, neighbours: Tensor, kept: Tensor, labels: Tensor | None) -> None:
         """Add a batch to the epoch's means of kept samples and of neighbours with the sample's own label."""
@@ -148,6 +175,7 @@ def finetune(
     first_epoch: int,
     checkpoint: Checkpoint,
     progress: Progress = silent,
+    name: str = "finetune",
 ) -> list[Row]:
     """Train a pretrained model with ConNR, in place.
 
@@ -159,6 +187,7 @@ def finetune(
         first_epoch: how many epochs pretraining took, t0.
         checkpoint: where to resume from and save to.
         progress: told of every step.
+        name: what to call the run in messages.
 
     Returns:
         The log, a row an epoch.
@@ -171,16 +200,17 @@ def finetune(
     placed = compute.place(images)
     settings = parameters.finetune
     recipe = Recipe(
-        stage="finetune",
+        stage=name,
         seed=parameters.seed,
         epochs=settings.epochs,
         first_epoch=first_epoch,
         batch_size=settings.batch_size,
         crop_scale=settings.crop_scale,
         rate=settings.rate,
-        predictor_rate=settings.rate,
+        predictor_rate=settings.predictor_rate,
         optimiser=parameters.optimiser,
         views=parameters.views,
     )
-    objective = GroupConcordance(model, placed, compute, parameters, labels)
+    host = host_class(parameters.host.framework)(parameters.host)
+    objective = GroupConcordance(model, placed, compute, parameters, host, labels)
     return train(model, placed, objective, recipe, compute, checkpoint, progress)

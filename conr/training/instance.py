@@ -1,4 +1,4 @@
-"""Stage 1: instance concordance, which is BYOL (Eq. 1)."""
+"""Stage 1: instance concordance, which is the host's own loss (BYOL in the paper, Eq. 1)."""
 
 from collections.abc import Mapping
 
@@ -8,40 +8,61 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conr.clustering import kmeans
+from conr.hosts import Host, host_class
 from conr.metrics import feature_spread, label_scores
-from conr.networks import Siamese
-from conr.objectives import instance_concordance, symmetrised
+from conr.networks import Outputs, Siamese
 from conr.parameters import PretrainStage
 from conr.progress import Progress, silent
+from conr.prototypes import membership, prototype_scattering
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute, clean_features
 from conr.training.log import Row
-from conr.training.loop import Pair, Recipe, train
+from conr.training.loop import Recipe, train
+from conr.training.pseudo_labels import PseudoLabels
 
 LOOKS = 20  # how often, in a whole pretraining, the features are examined for the log
 
 
 class InstanceConcordance:
-    """The BYOL loss, and a look at the features now and then for the log.
+    """The host's loss, prototype scattering if asked for, and a look at the features now and then for the log.
 
     Args:
         model, images, compute: as given to `train`.
-        epochs: epochs of the stage.
+        parameters: the stage's parameters.
+        host: the framework.
         labels: (N,) int64 for scores only, −1 where unknown; or None.
     """
 
     def __init__(
-        self, model: Siamese, images: Tensor, compute: Compute, epochs: int, labels: NDArray[np.int64] | None
+        self,
+        model: Siamese,
+        images: Tensor,
+        compute: Compute,
+        parameters: PretrainStage,
+        host: Host,
+        labels: NDArray[np.int64] | None,
     ) -> None:
         self.model, self.images, self.compute, self.labels = model, images, compute, labels
-        self.every, self.last = max(epochs // LOOKS, 1), epochs - 1
+        self.host, self.settings = host, parameters.pretrain
+        self.warmup_epochs = parameters.optimiser.warmup_epochs
+        self.every, self.last = max(self.settings.epochs // LOOKS, 1), self.settings.epochs - 1
+        self.pseudo_labels = PseudoLabels(model, images, compute, self.settings.prototypes, parameters.seed)
+        self.scattering = 0.0
 
     def start_epoch(self, epoch: int) -> None:
-        """Nothing to prepare."""
+        """After the warm-up cluster for the prototypes that are scattered."""
+        self.scattering = self.settings.scattering if epoch >= self.warmup_epochs else 0.0
+        if self.scattering > 0:
+            self.pseudo_labels.renew()
 
-    def loss(self, predictions: Pair, targets: Pair, indices: Tensor) -> Tensor:
-        """Eq. 1 in both directions, a scalar in [−2, 2]."""
-        return symmetrised(instance_concordance, predictions, targets)
+    def loss(self, outputs: Outputs, indices: Tensor) -> Tensor:
+        """The host's loss in both directions; plus the weighted scattering, the mean of both directions."""
+        loss = self.host.instance_loss(outputs.predictions, outputs.targets)
+        self.host.remember(outputs.targets)
+        if self.scattering > 0:
+            members = membership(self.pseudo_labels.assignments[indices], self.settings.prototypes)
+            loss = loss + self.scattering * scattering(outputs, members, self.settings.scattering_temperature)
+        return loss
 
     def end_epoch(self, epoch: int) -> Row:
         """Log how spread the features are (collapse shows here), and scores if there are labels."""
@@ -55,11 +76,20 @@ class InstanceConcordance:
         return row
 
     def state(self) -> dict[str, Tensor]:
-        """Nothing to keep."""
-        return {}
+        """The host's memory and the last centroids."""
+        return self.host.state() | self.pseudo_labels.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take over."""
+        """Take over the host's memory and the last centroids."""
+        self.host.load_state(state)
+        self.pseudo_labels.load_state(state)
+
+
+def scattering(outputs: Outputs, members: Tensor, temperature: float) -> Tensor:
+    """Prototype scattering from each view's online features to the other's targets, the mean of both directions."""
+    forth = prototype_scattering(outputs.projections[0], outputs.targets[1], members, temperature)
+    back = prototype_scattering(outputs.projections[1], outputs.targets[0], members, temperature)
+    return (forth + back) / 2
 
 
 def pretrain(
@@ -70,7 +100,7 @@ def pretrain(
     checkpoint: Checkpoint,
     progress: Progress = silent,
 ) -> list[Row]:
-    """Train a model with BYOL, in place.
+    """Train a model with its host's instance loss, in place.
 
     Args:
         model: freshly initialised networks.
@@ -101,6 +131,8 @@ def pretrain(
         predictor_rate=settings.predictor_rate,
         optimiser=parameters.optimiser,
         views=parameters.views,
+        noise=settings.noise,
     )
-    objective = InstanceConcordance(model, placed, compute, settings.epochs, labels)
+    host = host_class(parameters.host.framework)(parameters.host)
+    objective = InstanceConcordance(model, placed, compute, parameters, host, labels)
     return train(model, placed, objective, recipe, compute, checkpoint, progress)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from conr.errors import UserError
-from conr.networks import Siamese
+from conr.networks import Outputs, Siamese
 from conr.parameters import Optimiser, Views
 from conr.progress import Progress
 from conr.training.checkpoints import Checkpoint
@@ -23,8 +23,6 @@ from conr.training.log import Row
 from conr.training.schedules import learning_rate, target_momentum
 from conr.views import two_views
 
-Pair = tuple[Tensor, Tensor]
-
 
 class Objective(Protocol):
     """What a stage adds to the loop."""
@@ -32,12 +30,11 @@ class Objective(Protocol):
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0 within the stage."""
 
-    def loss(self, predictions: Pair, targets: Pair, indices: Tensor) -> Tensor:
+    def loss(self, outputs: Outputs, indices: Tensor) -> Tensor:
         """The scalar to minimise.
 
         Args:
-            predictions: online predictions of both views, each (B, D).
-            targets: target features of both views, each (B, D).
+            outputs: features, predictions and targets of both views.
             indices: (B,) int64 positions of the samples in the store.
         """
 
@@ -66,6 +63,7 @@ class Recipe:
         predictor_rate: that of the predictor, likewise.
         optimiser: the schedule and SGD's settings.
         views: the ranges of the augmentation.
+        noise: standard deviation of the noise on online features before the predictor, after the warm-up.
     """
 
     stage: str
@@ -78,6 +76,7 @@ class Recipe:
     predictor_rate: float
     optimiser: Optimiser
     views: Views
+    noise: float = 0.0
 
 
 def train(
@@ -124,21 +123,19 @@ def train(
             objective.start_epoch(epoch)
             model.train()
             generator = epoch_generator(recipe, epoch, compute.device)
+            noise = recipe.noise if recipe.first_epoch + epoch >= recipe.optimiser.warmup_epochs else 0.0
             total = torch.zeros((), device=compute.device)
             for step, indices in enumerate(_batches(len(images), recipe.batch_size, generator)):
                 moment = recipe.first_epoch + epoch + step / steps
                 _set_rates(optimiser, recipe, moment)
                 first, second = two_views(compute.batch(images, indices), recipe.views, recipe.crop_scale, generator)
                 with compute.autocast():
-                    predictions = model.predict(first), model.predict(second)
-                    targets = model.project(first), model.project(second)
-                loss = objective.loss(predictions, targets, indices)
+                    outputs = model(first, second, generator, noise)
+                loss = objective.loss(outputs, indices)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-                model.update_target(
-                    target_momentum(moment, recipe.optimiser.target_momentum, recipe.optimiser.schedule_epochs)
-                )
+                model.update_target(_target_momentum(recipe, moment))
                 total += loss.detach()
                 advance(1)
 
@@ -189,6 +186,13 @@ def _set_rates(optimiser: torch.optim.SGD, recipe: Recipe, moment: float) -> Non
     rate = learning_rate(moment, peak, settings.warmup_epochs, settings.schedule_epochs)
     for group in optimiser.param_groups:
         group["lr"] = rate * group["factor"]
+
+
+def _target_momentum(recipe: Recipe, moment: float) -> float:
+    settings = recipe.optimiser
+    if settings.target_schedule == "constant":
+        return settings.target_momentum
+    return target_momentum(moment, settings.target_momentum, settings.schedule_epochs)
 
 
 def _diverged(recipe: Recipe, epoch: int, finished: int) -> str:

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from conr.data.sources import NOT_AN_IMAGE, Source, open_source
+from conr.data.items import NOT_AN_IMAGE, Source
+from conr.data.sources import NEITHER_TRAIN_NOR_TEST, open_source
 from conr.errors import UserError
 from conr.parameters import Prepare
 
@@ -65,6 +66,18 @@ def test_digits_have_names_of_their_own() -> None:
 def test_digits_refuse_the_labels_of_a_folder(kind: str) -> None:
     with pytest.raises(UserError, match=rf"prepare\.labels: {kind} does not go with prepare\.source: digits"):
         open_source(Prepare.model_validate({"source": "digits", "labels": kind}))
+
+
+def test_all_digits_are_trained_on_and_scored() -> None:
+    source = open_source(Prepare(source="digits"))
+    assert (source.train_count, source.score_start) == (1797, 0)
+
+
+def test_the_last_fifth_of_the_digits_is_held_out() -> None:
+    source = open_source(Prepare(source="digits", labels="dataset", protocol="held-out"))
+    assert (source.train_count, source.score_start) == (1438, 1438)
+    assert [item.file for item in source.items] == [f"digit-{number:04d}" for number in range(1797)]
+    assert [item.label for item in source.items] == [str(target) for target in load_digits().target]
 
 
 # Files of a folder
@@ -234,3 +247,68 @@ def test_a_table_that_matches_no_image_is_named(nested: Path) -> None:
     (nested / "labels.csv").write_text("file,label\nelsewhere/1.png,cat\n")
     with pytest.raises(UserError, match=rf"no image in {nested} gets a label from labels\.csv"):
         folder(nested, labels="csv")
+
+
+# Held-out images of a folder
+
+
+def test_all_images_of_a_folder_are_trained_on_and_scored(nested: Path) -> None:
+    source = folder(nested)
+    assert (len(source.items), source.train_count, source.score_start) == (4, 4, 0)
+
+
+def test_the_folder_train_comes_before_the_folder_test(nested: Path) -> None:
+    source = folder(nested, protocol="held-out", labels="parent")
+    assert [(item.file, item.label) for item in source.items] == [
+        ("train/cat/1.png", "cat"),
+        ("train/dog/2.png", "dog"),
+        ("test/cat/3.png", "cat"),
+    ]
+    assert (source.train_count, source.score_start) == (2, 2)
+    assert [int(item.read()[0, 0, 0]) for item in source.items] == [0, 1, 2]
+
+
+def test_images_beside_train_and_test_are_listed_with_the_reason(nested: Path) -> None:
+    (nested / "notes.txt").touch()
+    source = folder(nested, protocol="held-out")
+    assert source.skipped == [("loose.png", NEITHER_TRAIN_NOR_TEST), ("notes.txt", NOT_AN_IMAGE)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "parent"])
+def test_train_and_test_are_no_classes(nested: Path, kind: str) -> None:
+    write_images(nested, "train/unsorted.png", "test/dog/poodle/4.png")
+    found = labels(folder(nested, protocol="held-out", labels=kind))
+    assert found == {
+        "train/cat/1.png": "cat",
+        "train/dog/2.png": "dog",
+        "train/unsorted.png": None,
+        "test/cat/3.png": "cat",
+        "test/dog/poodle/4.png": "dog" if kind == "folder" else "poodle",
+    }
+
+
+def test_a_table_may_label_both_parts(nested: Path) -> None:
+    (nested / "labels.csv").write_text("file,label\ntrain/cat/1.png,moth\ntest/cat/3.png,ant\n")
+    source = folder(nested, protocol="held-out", labels="csv")
+    assert [item.label for item in source.items] == ["moth", None, "ant"]
+    assert source.skipped == [("loose.png", NEITHER_TRAIN_NOR_TEST)]
+
+
+def test_any_other_folder_of_images_is_an_error(nested: Path) -> None:
+    write_images(nested, "val/cat/4.png")
+    message = r"prepare\.protocol: held-out expects images in the folders train and test of .*; found test, train, val"
+    with pytest.raises(UserError, match=message):
+        folder(nested, protocol="held-out")
+
+
+def test_a_folder_without_images_may_have_any_name(nested: Path) -> None:
+    (nested / "docs").mkdir()
+    (nested / "docs/notes.txt").touch()
+    assert len(folder(nested, protocol="held-out").items) == 3
+
+
+@pytest.mark.parametrize(("file", "found"), [("train/1.png", "train"), ("1.png", "no folder with images")])
+def test_both_parts_must_be_there(tmp_path: Path, file: str, found: str) -> None:
+    write_images(tmp_path, file)
+    with pytest.raises(UserError, match=rf"held-out expects .* found {found}\. Rename them, or use protocol: all"):
+        folder(tmp_path, protocol="held-out")

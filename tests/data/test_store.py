@@ -14,8 +14,9 @@ from PIL import Image
 
 from conr.data import pack as packing
 from conr.data.decode import UnreadableImageError, decode
+from conr.data.items import Item, Source
 from conr.data.pack import decode_all, pack
-from conr.data.sources import Item, Source, open_source
+from conr.data.sources import open_source
 from conr.data.store import open_store
 from conr.errors import UserError
 from conr.parameters import Prepare
@@ -32,13 +33,16 @@ def broken() -> NDArray[np.uint8]:
     raise UnreadableImageError("torn in two")
 
 
-def source(labels: Sequence[str | None], torn: Sequence[int] = ()) -> Source:
-    """A source of one item a label, some of which cannot be read."""
+def source(
+    labels: Sequence[str | None], torn: Sequence[int] = (), train_count: int | None = None, score_start: int = 0
+) -> Source:
+    """A source of one item a label, some of which cannot be read; all are trained on and scored unless told."""
     items = [
         Item(f"file-{number}", label, broken if number in torn else partial(image, number))
         for number, label in enumerate(labels)
     ]
-    return Source("a test", items, [("notes.txt", "not an image")])
+    train_count = len(items) if train_count is None else train_count
+    return Source("a test", items, train_count, score_start, [("notes.txt", "not an image")])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -77,7 +81,8 @@ def test_mean_and_deviation_are_those_of_numpy(tmp_path: Path) -> None:
 
 
 def test_a_channel_of_one_value_does_not_get_a_deviation_of_zero(tmp_path: Path) -> None:
-    black = Source("black", [Item("a", None, lambda: np.zeros((SIZE, SIZE, 3), dtype=np.uint8))])
+    item = Item("a", None, lambda: np.zeros((SIZE, SIZE, 3), dtype=np.uint8))
+    black = Source("black", [item], train_count=1, score_start=0)
     manifest = pack(black, SETTINGS, tmp_path / "store")
     assert manifest.mean == [0, 0, 0]
     assert manifest.std == pytest.approx([1 / 255] * 3)
@@ -160,6 +165,77 @@ def test_a_store_can_be_indexed_without_being_changed_on_disk(tmp_path: Path) ->
     assert contents(tmp_path / "store") == before
 
 
+# What is trained on, what is scored
+
+
+def test_everything_is_trained_on_and_scored_under_protocol_all(tmp_path: Path) -> None:
+    manifest = pack(source(["cat", None, "ant"]), Prepare(source="digits", image_size=SIZE), tmp_path / "store")
+    assert (manifest.train_count, manifest.score_start) == (3, 0)
+    assert (manifest.dataset, manifest.protocol, manifest.imbalance) == ("digits", "all", 1.0)
+    store = open_store(tmp_path / "store")
+    np.testing.assert_array_equal(store.training_images, store.images)
+    assert store.labels is not None
+    assert store.training_labels is not None
+    assert store.training_labels.tolist() == store.labels.tolist()
+    assert store.scored == slice(0, None)
+
+
+def test_the_store_knows_its_parts(tmp_path: Path) -> None:
+    labels = ["b", "a", "b", "a", "c"]
+    settings = Prepare(source="cifar10", protocol="held-out", imbalance=3.0, image_size=SIZE)
+    pack(source(labels, train_count=3, score_start=3), settings, tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    manifest = store.manifest
+    assert (manifest.dataset, manifest.protocol, manifest.imbalance) == ("cifar10", "held-out", 3.0)
+    np.testing.assert_array_equal(store.training_images, np.stack([image(number) for number in range(3)]))
+    assert np.shares_memory(store.training_images, store.images)
+    assert store.training_labels is not None
+    assert store.training_labels.tolist() == [1, 0, 1]
+    assert store.labels is not None
+    assert store.labels[store.scored].tolist() == [0, 2]
+    np.testing.assert_array_equal(store.images[store.scored], np.stack([image(3), image(4)]))
+
+
+def test_without_labels_there_are_no_training_labels(tmp_path: Path) -> None:
+    pack(source([None] * 3, train_count=2, score_start=2), SETTINGS, tmp_path / "store")
+    assert open_store(tmp_path / "store").training_labels is None
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 512])
+@pytest.mark.parametrize("torn", [(), (0, 1), (3, 4), (5,), (9, 10), (0, 4, 5, 10)])
+def test_parts_and_moments_are_those_of_the_images_that_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, torn: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK", chunk)
+    settings = Prepare(image_size=SIZE, protocol="held-out", max_broken=0.5)
+    manifest = pack(source(["x"] * 11, torn, train_count=5, score_start=4), settings, tmp_path / "store")
+    trained = [number for number in range(5) if number not in torn]
+    assert manifest.train_count == len(trained)
+    assert manifest.score_start == len([number for number in range(4) if number not in torn])
+    scaled = np.stack([image(number) for number in trained]) / 255
+    np.testing.assert_allclose(manifest.mean, scaled.mean(axis=(0, 1, 2)), rtol=1e-9)
+    np.testing.assert_allclose(manifest.std, scaled.std(axis=(0, 1, 2)), rtol=1e-9)
+    store = open_store(tmp_path / "store")
+    kept = [number for number in range(4, 11) if number not in torn]
+    np.testing.assert_array_equal(store.images[store.scored], np.stack([image(number) for number in kept]))
+
+
+@pytest.mark.parametrize(("torn", "purpose"), [([0, 1], "train on"), ([2, 3], "score")])
+def test_a_part_of_broken_images_only_is_an_error(tmp_path: Path, torn: list[int], purpose: str) -> None:
+    settings = Prepare(image_size=SIZE, protocol="held-out", max_broken=0.5)
+    with pytest.raises(UserError, match=rf"a test: no image to {purpose} can be read"):
+        pack(source([None] * 4, torn, train_count=2, score_start=2), settings, tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_moments_of_the_digits_have_not_changed(tmp_path: Path) -> None:
+    settings = Prepare(source="digits", labels="dataset", image_size=8)
+    manifest = pack(open_source(settings), settings, tmp_path / "store")
+    assert manifest.mean == [0.30530871850687963] * 3
+    assert manifest.std == [0.3758859119653463] * 3
+    assert manifest.checksum == "9b4db4a52cd44d7912d814df3b00d430f197438716221fbf947eb11ab3e55db3"
+
+
 # Broken images
 
 
@@ -210,7 +286,7 @@ def test_another_error_leaves_nothing_behind(tmp_path: Path) -> None:
         raise RuntimeError("a mistake in the code")
 
     with pytest.raises(RuntimeError, match="a mistake in the code"):
-        pack(Source("x", [Item("a", None, fails)]), SETTINGS, tmp_path / "store")
+        pack(Source("x", [Item("a", None, fails)], train_count=1, score_start=0), SETTINGS, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -278,4 +354,23 @@ def test_a_manifest_of_other_pixels_is_noticed(folder: Path, key: str, value: ob
 def test_pixels_of_another_type_are_noticed(folder: Path) -> None:
     np.save(folder / "images.npy", np.zeros((4, SIZE, SIZE, 3), dtype=np.float32))
     with pytest.raises(UserError, match=rf"{folder}: images\.npy holds .* float32"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("train_count", 0), ("train_count", 5), ("train_count", "4"), ("score_start", 4), ("score_start", -1)],
+)
+def test_a_manifest_of_impossible_parts_is_noticed(folder: Path, key: str, value: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    with pytest.raises(UserError, match=rf"{folder} is not a whole store .* delete it and run conr prepare again"):
+        open_store(folder)
+
+
+def test_a_store_of_an_older_version_is_noticed(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["train_count"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=rf"{folder} is not a whole store .*train_count.* run conr prepare again"):
         open_store(folder)

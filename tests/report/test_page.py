@@ -84,6 +84,27 @@ def test_one_network_has_no_change_and_a_missing_score_is_a_dash(report: Report,
     assert score_cells((tmp_path / "two.html").read_text(), "ACC") == ["0.5", "–", "–"]
 
 
+def test_published_numbers_stand_below_the_scores_with_their_source(report: Report, tmp_path: Path) -> None:
+    rows = [
+        {"method": "this run", "NMI": "70.1", "ACC": "80.2", "source": ""},
+        {"method": "ConNR", "NMI": "", "ACC": "93.2", "source": "<b>the paper"},
+    ]
+    write_page(replace(report, published=rows), tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    section = html[html.index("<h2>Published numbers</h2>") : html.index("<h2>Figures</h2>")]
+    lines = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", line) for line in re.findall("<tr>.*?</tr>", section)]
+    assert lines == [
+        ["method", "NMI", "ACC", "source"],
+        ["this run", "70.1", "80.2", "–"],
+        ["ConNR", "–", "93.2", "&lt;b&gt;the paper"],
+    ]
+    assert html.index("<h2>Scores</h2>") < html.index("<h2>Published numbers</h2>")
+
+
+def test_without_published_numbers_there_is_no_section(html: str) -> None:
+    assert "Published numbers" not in html
+
+
 def test_markup_in_names_stays_text(html: str) -> None:
     assert "<script>alert" not in html
     outline = Outline(html)

@@ -1,5 +1,7 @@
 """A small project, and the real command line in it."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,3 +44,23 @@ def run_conr(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the installed `conr` in a folder, as a user would."""
     command = [str(BIN / "conr"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command of the environment in a folder, assert that it succeeds, and return what it printed."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def copy_tree(folder: Path) -> None:
+    """Copy this working tree's files as a clone would have them, without what a run has made."""
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    for name in listed.split("\0"):
+        made_by_a_run = name == "dvc.lock" or name.startswith("results/")
+        if (ROOT / name).is_file() and not made_by_a_run:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)

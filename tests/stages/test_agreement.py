@@ -32,6 +32,8 @@ def test_dvc_tracks_exactly_the_parameters_that_a_stage_reads(stage: str) -> Non
 def test_dvc_tracks_exactly_the_code_that_a_stage_imports(stage: str) -> None:
     imported = {file for file in imported_files(f"stages.{stage}") if not file.endswith("__init__.py")}
     tracked = {dep for dep in PIPELINE["stages"][stage]["deps"] if dep.endswith(".py")}
+    for folder in {"conr/hosts"}.intersection(PIPELINE["stages"][stage]["deps"]):
+        tracked |= {f"{folder}/{file.name}" for file in (ROOT / folder).glob("[!_]*.py")}
     assert tracked == imported - NOT_A_DEPENDENCY
 
 
@@ -47,10 +49,11 @@ def test_paths_and_pipeline_name_the_same_artifacts() -> None:
     outs = {out for stage in PIPELINE["stages"].values() for out in stage["outs"]}
     outs |= set(PIPELINE["stages"]["evaluate"]["metrics"][0])
     known = {value.as_posix() for value in vars(paths).values() if isinstance(value, Path)}
-    known -= {paths.CHECKPOINTS.as_posix()}
+    known -= {path.as_posix() for path in (paths.CHECKPOINTS, paths.EXPERIMENTS, paths.ABLATION, paths.SWEEPS)}
     inside = {path for path in known if any(path.startswith(f"{out}/") for out in outs)}
     assert known - inside == outs - {"artifacts/embeddings"}
-    assert inside == {paths.EMBEDDINGS.as_posix(), paths.PRETRAINED_EMBEDDINGS.as_posix()}
+    embeddings = (paths.EMBEDDINGS, paths.PRETRAINED_EMBEDDINGS, paths.FURTHER_EMBEDDINGS)
+    assert inside == {path.as_posix() for path in embeddings}
 
 
 @pytest.mark.parametrize("preset", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.name)

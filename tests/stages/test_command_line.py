@@ -43,7 +43,7 @@ def refused(folder: Path, *arguments: str) -> str:
         ({"k": True}, "k = True should be a valid integer"),
         ({"fr": 0}, "fr = 0 should be greater than 0"),
         ({"fr": 1.01}, "fr = 1.01 should be less than or equal to 1"),
-        ({"prepare": {"source": "digit"}}, "prepare.source = 'digit' should be 'digits' or 'folder'"),
+        ({"prepare": {"source": "digit"}}, "prepare.source = 'digit' should be 'digits', 'folder', 'cifar10'"),
         ({"network": {"stem": None}}, "network.stem = None should be 'cifar' or 'imagenet'"),
         ({"views": 3}, "views = 3 should be"),
         ({"k1": 300}, "k1 = 300 is larger than finetune.batch_size = 256"),
@@ -85,7 +85,7 @@ def test_a_missing_key_is_named_with_its_default(project: Path) -> None:
 
 
 def test_a_missing_params_file_says_where_to_get_one(tmp_path: Path) -> None:
-    assert "cp presets/digits.yaml params.yaml" in refused(tmp_path, "pretrain")
+    assert "conr preset digits" in refused(tmp_path, "pretrain")
 
 
 def test_a_params_file_that_is_no_yaml_is_named(project: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_full_disk_while_training_says_so(packed: Path, small_disk: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["prepare"], ["pretrain"], ["finetune"], ["extract"], ["evaluate"], ["assign"]]
+    "command", [[], ["prepare"], ["pretrain"], ["finetune"], ["extract"], ["evaluate"], ["assign"], ["preset"]]
 )
 def test_help_teaches_and_loads_nothing_heavy(command: list[str], conr: Conr) -> None:
     result = conr(*command, "--help")

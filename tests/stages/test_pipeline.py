@@ -73,7 +73,15 @@ def test_results_are_there_and_belong_together(clone: Path) -> None:
     assert embeddings.shape == (1797, 16)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     figures = {path.stem for path in (clone / "results/figures").iterdir()}
-    assert figures == {"gallery", "map", "cluster_sizes", "confusion", "training"}
+    assert figures == {
+        "gallery",
+        "map",
+        "cluster_sizes",
+        "confusion",
+        "training",
+        "neighbour_purity",
+        "neighbours",
+    }
 
 
 def test_a_second_run_does_nothing(clone: Path) -> None:

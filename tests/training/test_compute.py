@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from conr.errors import UserError
-from conr.networks import Network
+from conr.networks import Encoder, Network, mlp
 from conr.progress import silent
 from conr.training import compute as module
 from conr.training.compute import Compute, clean_features
@@ -20,7 +20,7 @@ PLAIN = Compute(torch.device("cpu"), torch.float32)
 def network() -> Network:
     """In training mode, with batch-norm statistics of its own."""
     torch.manual_seed(0)
-    network = Network("resnet18", 4, "cifar", 16, 8)
+    network = Network(Encoder("resnet18", 4, "cifar"), mlp(32, 16, 8))
     network(torch.rand(16, 3, 8, 8))
     return network
 

@@ -11,17 +11,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from conr import hosts
 from conr.errors import UserError
-from conr.networks import Network, Siamese
-from conr.parameters import Finetune, FinetuneStage, Optimiser, Pretrain, PretrainStage, Views
+from conr.hosts import host_class
+from conr.networks import Outputs, Pair, Siamese
+from conr.parameters import Boundary, Finetune, FinetuneStage, Host, Optimiser, Pretrain, PretrainStage, Views
 from conr.progress import Advance, Progress, silent
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute
 from conr.training.group import GroupConcordance, finetune
 from conr.training.instance import InstanceConcordance, pretrain
 from conr.training.loop import Recipe, Row, epoch_generator
+from conr.training.model import build
 
 EPOCHS, BATCH = 4, 32
+DESCRIPTION: dict[str, Any] = {
+    "architecture": "resnet18",
+    "width": 4,
+    "stem": "cifar",
+    "hidden": 16,
+    "dimension": 8,
+    "bn_group": 0,
+    "predictor_deviation": 0.01,
+    "framework": "byol",
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
+}
 SCHEDULE = Optimiser(base_learning_rate=0.8, warmup_epochs=1, schedule_epochs=2 * EPOCHS, target_momentum=0.9)
 SHARED: dict[str, Any] = {
     "device": "cpu",
@@ -58,9 +73,9 @@ def images(labels: Labels) -> NDArray[np.uint8]:
     return noisy.clip(0, 255).astype(np.uint8)
 
 
-def new_model() -> Siamese:
+def new_model(**changes: Any) -> Siamese:
     torch.manual_seed(0)
-    return Siamese(Network("resnet18", 4, "cifar", 16, 8), hidden=16, dimension=8)
+    return build(DESCRIPTION | changes)
 
 
 def run(
@@ -72,16 +87,19 @@ def run(
     seed: int = 0,
     optimiser: Optimiser = SCHEDULE,
     training: bool = True,
+    framework: str = "byol",
+    bn_group: int = 0,
+    relaxation: float = 1.0,
     **settings: Any,
 ) -> tuple[Siamese, list[Row]]:
     """A stage from the initial weights, or from the checkpoint; the settings are those of the stage itself."""
-    model = new_model().train(training)
-    shared = SHARED | {"seed": seed, "optimiser": optimiser}
+    model = new_model(framework=framework, bn_group=bn_group).train(training)
+    shared = SHARED | {"seed": seed, "optimiser": optimiser, "host": Host(framework=framework, queue=80)}
     sizes = {"epochs": EPOCHS, "batch_size": BATCH} | settings
     if stage == "pretrain":
         parameters = PretrainStage(**shared, pretrain=Pretrain(**sizes))
         return model, pretrain(model, images, labels, parameters, checkpoint, progress)
-    clustering = {"clusters": 4, "k": 5, "k1": 5, "k2": 2, "fr": 0.5}
+    clustering = {"clusters": 4, "k": 5, "k1": 5, "k2": 2, "fr": 0.5, "boundary": Boundary(relaxation=relaxation)}
     parameters = FinetuneStage(**shared, **clustering, finetune=Finetune(**sizes))
     return model, finetune(model, images, labels, parameters, EPOCHS, checkpoint, progress)
 
@@ -161,6 +179,57 @@ def test_resumed_run_ends_like_an_uninterrupted_one(
     assert without_seconds(history) == without_seconds(expected_history)
 
 
+SCATTERED: dict[str, dict[str, Any]] = {
+    "pretrain": {"scattering": 0.1, "prototypes": 4, "noise": 0.01},
+    "finetune": {"scattering": 0.1, "boost": 1.0, "boost_neighbours": 5, "instance": 0.5},
+}
+# Each host as it is used, and each stage with all that it can add to its loss; moco and groups have more to lose.
+RESUMED: list[tuple[str, str, dict[str, Any]]] = [
+    *[("pretrain", framework, {}) for framework in hosts.names() if framework != "byol"],
+    *[("finetune", framework, {"instance": 0.5}) for framework in hosts.names()],
+    *[(stage, framework, SCATTERED[stage]) for stage in STAGES for framework in ("byol", "moco")],
+    *[(stage, "byol", {"bn_group": 16}) for stage in STAGES],
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "framework", "settings"),
+    RESUMED,
+    ids=[" ".join((stage, framework, *settings)) for stage, framework, settings in RESUMED],
+)
+def test_resuming_is_exact_for_every_host_and_with_every_addition_to_the_loss(
+    stage: str, framework: str, settings: dict[str, Any], images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    settings = settings | {"framework": framework, "epochs": 3}
+    whole, interrupted = Checkpoint(tmp_path / "whole"), Checkpoint(tmp_path / "interrupted")
+    expected_model, expected_history = run(stage, images, None, whole, **settings)
+    with pytest.raises(Killed):
+        run(stage, images, None, interrupted, killed_in_the_third_epoch, **settings)
+    saved = interrupted.load()
+    assert saved is not None
+    assert len(saved["history"]) == 2
+    torch.rand(7)  # the state of the global generator must not matter
+    model, history = run(stage, images, None, interrupted, **settings)
+    assert_same_weights(model.state_dict(), expected_model.state_dict())
+    assert without_seconds(history) == without_seconds(expected_history)
+    last, expected = interrupted.load(), whole.load()
+    assert last is not None
+    assert expected is not None
+    assert_same_weights(last["objective"], expected["objective"])
+    remembered = {"queue"} if framework == "moco" else set()
+    clustered = {"centroids", "pseudo_labels"} if stage == "finetune" or "scattering" in settings else set()
+    assert last["objective"].keys() == remembered | clustered
+
+
+def test_each_addition_changes_the_loss(
+    whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    stage, _, history, _ = whole
+    for name in {"scattering", "noise", "boost", "instance"} & SCATTERED[stage].keys():
+        _, other = run(stage, images, None, Checkpoint(tmp_path / name), epochs=2, **{name: SCATTERED[stage][name]})
+        assert other[1]["loss"] != history[1]["loss"]
+
+
 def test_finished_run_is_only_read_from_its_checkpoint(
     whole: tuple[str, Siamese, list[Row], Checkpoint], images: NDArray[np.uint8], labels: Labels
 ) -> None:
@@ -213,7 +282,7 @@ def test_another_seed_gives_another_run(
 
 
 ALWAYS = {"epoch", "loss", "learning_rate", "spread", "seconds"}
-SCORES = {"acc", "nmi", "ari"}
+SCORES = {"acc", "nmi", "ari", "class_acc"}
 GROUP = {"kept_fraction", "cluster_sizes", "balance"}
 
 
@@ -229,7 +298,9 @@ def test_log_with_labels_has_all_columns_and_finite_values(
         numbers = {name: value for name, value in row.items() if name != "cluster_sizes"}
         assert all(np.isfinite(value) for value in numbers.values())
         assert -2 <= row["loss"] <= 2
-        assert all(0 <= row[name] <= 1 for name in expected & {"acc", "nmi", "balance", "neighbour_purity"})
+        assert all(
+            0 <= row[name] <= 1 for name in expected & {"acc", "nmi", "class_acc", "balance", "neighbour_purity"}
+        )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -276,19 +347,31 @@ def test_kept_fraction_follows_the_relaxation(
 
 def test_pretraining_pulls_each_view_towards_the_other(images: NDArray[np.uint8]) -> None:
     compute = Compute.choose("cpu", "float32")
-    objective = InstanceConcordance(new_model(), torch.from_numpy(images), compute, EPOCHS, None)
+    parameters = PretrainStage(**SHARED, pretrain=Pretrain(epochs=EPOCHS, batch_size=BATCH))
+    objective = InstanceConcordance(new_model(), torch.from_numpy(images), compute, parameters, byol(), None)
     one, other = torch.eye(2, 8)[[0, 0]], torch.eye(2, 8)[[1, 1]]
     indices = torch.tensor([5, 6])
-    assert objective.loss((one, other), (other, one), indices).item() == pytest.approx(-2)
-    assert objective.loss((one, other), (one, other), indices).item() == pytest.approx(0)
-    assert objective.loss((one, other), (-one, one), indices).item() == pytest.approx(-1)
-    assert objective.loss((one, other), (other, -one), indices).item() == pytest.approx(0)
+
+    def loss(predictions: Pair, targets: Pair) -> float:
+        return objective.loss(Outputs(NO_PROJECTIONS, predictions, targets), indices).item()
+
+    assert loss((one, other), (other, one)) == pytest.approx(-2)
+    assert loss((one, other), (one, other)) == pytest.approx(0)
+    assert loss((one, other), (-one, one)) == pytest.approx(-1)
+    assert loss((one, other), (other, -one)) == pytest.approx(0)
+
+
+NO_PROJECTIONS = (torch.full((2, 8), torch.nan), torch.full((2, 8), torch.nan))  # the plain losses do not read them
+
+
+def byol() -> hosts.Host:
+    return host_class("byol")(Host())
 
 
 def group_objective(images: NDArray[np.uint8], **settings: Any) -> GroupConcordance:
     parameters = FinetuneStage(**SHARED, **settings, finetune=Finetune(epochs=EPOCHS, batch_size=BATCH))
     compute = Compute.choose("cpu", "float32")
-    return GroupConcordance(new_model(), torch.from_numpy(images), compute, parameters, None)
+    return GroupConcordance(new_model(), torch.from_numpy(images), compute, parameters, byol(), None)
 
 
 def test_candidates_of_a_batch_come_from_the_pseudo_labels_of_its_own_samples(images: NDArray[np.uint8]) -> None:
@@ -299,7 +382,7 @@ def test_candidates_of_a_batch_come_from_the_pseudo_labels_of_its_own_samples(im
     indices = torch.tensor([3, 40, 9, 63])
     targets = torch.eye(2, 8)[torch.tensor([0, 1, 1, 0])]
     predictions = targets * torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
-    loss = objective.loss((predictions, predictions), (targets, targets), indices)
+    loss = objective.loss(Outputs(NO_PROJECTIONS, (predictions, predictions), (targets, targets)), indices)
     assert loss.item() == pytest.approx(-2, abs=1e-6)
 
 
@@ -310,7 +393,7 @@ def test_clusters_keep_their_numbers_from_epoch_to_epoch(images: NDArray[np.uint
     order = torch.tensor([2, 0, 3, 1])
     objective.load_state({"centroids": first["centroids"][order], "pseudo_labels": first["pseudo_labels"]})
     features = torch.rand(8, 8)
-    objective.loss((features, features), (features, features), torch.arange(8))
+    objective.loss(Outputs(NO_PROJECTIONS, (features, features), (features, features)), torch.arange(8))
     objective.end_epoch(0)
     assert torch.equal(order[objective.state()["pseudo_labels"]], first["pseudo_labels"])
 

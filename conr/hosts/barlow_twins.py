@@ -1,0 +1,64 @@
+"""Barlow Twins (Zbontar et al., ICML 2021): features of two views agree and are uncorrelated with each other."""
+
+import torch
+from torch import Tensor, nn
+
+from conr.hosts import Host
+from conr.networks import Pair
+
+EPSILON = 1e-5  # as batch normalisation
+
+
+class BarlowTwins(Host):
+    """Redundancy reduction; gradients flow through both views, so there is no target to speak of in stage 1."""
+
+    moving_average = False
+    needs_instance_loss = True
+
+    @staticmethod
+    def projector(inputs: int, hidden: int, dimension: int) -> nn.Module:
+        """Three linear layers, the first two with BatchNorm and ReLU."""
+        return nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden, dimension, bias=False),
+        )
+
+    @staticmethod
+    def predictor(dimension: int, hidden: int, deviation: float) -> nn.Module:
+        """None: the loss compares the online features."""
+        return nn.Identity()
+
+    def instance_loss(self, predictions: Pair, targets: Pair) -> Tensor:
+        """The loss of the paper, divided by D so that its size does not depend on the length of the features."""
+        return redundancy_reduction(*predictions, self.settings.redundancy)
+
+
+def redundancy_reduction(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """Σ_i (1 − C_ii)² + weight · Σ_{i≠j} C_ij², over D, of the cross-correlation C of two views.
+
+    Args:
+        first, second: (B, D) features of the views.
+        weight: of the terms off the diagonal.
+
+    Returns:
+        A scalar.
+    """
+    first, second = _standardised(first.float()), _standardised(second.float())
+    correlation = first.T @ second / len(first)
+    diagonal = correlation.diagonal()
+    on = (1 - diagonal).square().sum()
+    off = correlation.square().sum() - diagonal.square().sum()
+    return (on + weight * off) / first.shape[1]
+
+
+def _standardised(features: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(features, dim=0, correction=0)
+    return (features - mean) / (variance + EPSILON).sqrt()
+
+
+HOST = BarlowTwins

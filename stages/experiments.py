@@ -1,0 +1,200 @@
+"""Many trainings of one store: rows of parameters times seeds, side by side, each finished one kept.
+
+What is finished is kept in scratch space under a fingerprint of everything it depends on: a run that is started again
+goes on where it was, and rows that share their pretraining share it here, too.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import faiss
+import torch
+
+from conr.data.store import open_store
+from conr.evaluation import evaluate
+from conr.parameters import FinetuneStage, Parameters, ParamsFile, PretrainStage
+from conr.progress import Advance, Progress, silent
+from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
+from conr.training.compute import Compute, clean_features
+from conr.training.group import finetune
+from conr.training.instance import pretrain
+from conr.training.log import Row, read_log, write_log
+from stages.params_file import changed, check_together
+from stages.paths import EXPERIMENTS, STORE
+from stages.pretrain import fresh_model
+from stages.scratch import scratch
+
+View = TypeVar("View", bound=Parameters)
+
+SCORES = "scores.json"
+WEIGHTS = "weights.safetensors"
+LOG = "log.csv"
+
+Task = tuple[Callable[..., None], tuple[Any, ...], int]  # function, arguments, and epochs for the progress
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row of a table.
+
+    Attributes:
+        name: what to call it.
+        changes: parameters that differ from the others', by dotted key, such as {"boundary.filter": "none"}.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one row with one seed.
+
+    Attributes:
+        pretrained: scores of the features before ConNR.
+        finetuned: scores after it.
+        curve: the log of the ConNR stage, a row an epoch.
+    """
+
+    pretrained: dict[str, float]
+    finetuned: dict[str, float]
+    curve: list[dict[str, float]]
+
+
+def run_experiments(
+    params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence[int], jobs: int, progress: Progress
+) -> dict[str, list[Outcome]]:
+    """Pretrain and fine-tune every row with every seed on the packed store.
+
+    Args:
+        params: what the rows have in common.
+        experiments: the rows; they must not change `prepare`.
+        seeds: each for pretraining, fine-tuning and k-means together.
+        jobs: processes side by side; they share the processor's cores.
+        progress: told of the epochs of every run that is finished.
+
+    Returns:
+        For each row, by name, its outcomes in the order of the seeds.
+
+    Raises:
+        UserError: parameters that contradict each other, found before anything runs; or a run that failed.
+    """
+    runs = {
+        (row.name, seed): changed(params, {**row.changes, "seed": seed, "seeds": []})
+        for row in experiments
+        for seed in seeds
+    }
+    for run in runs.values():
+        check_together(run)
+    images = open_store(STORE).training_identity
+    folder = scratch() / EXPERIMENTS
+    before = {key: folder / f"pretrain-{fingerprint(_pretraining(run), images)}" for key, run in runs.items()}
+    after = {
+        key: folder / f"finetune-{fingerprint(run.model_dump(exclude={'prepare'}), images)}"
+        for key, run in runs.items()
+    }
+    pretrainings = {path: (_pretrain, (runs[key], path), runs[key].pretrain.epochs) for key, path in before.items()}
+    finetunings = {
+        path: (_finetune, (runs[key], before[key], path), runs[key].finetune.epochs) for key, path in after.items()
+    }
+    total = sum(epochs for _, _, epochs in [*pretrainings.values(), *finetunings.values()])
+    with progress("experiments", total) as advance:
+        for tasks in (pretrainings, finetunings):
+            missing = [task for path, task in tasks.items() if not (path / SCORES).exists()]
+            advance(sum(epochs for _, _, epochs in tasks.values()) - sum(epochs for _, _, epochs in missing))
+            _side_by_side(missing, jobs, advance)
+    return {
+        row.name: [_outcome(before[row.name, seed], after[row.name, seed]) for seed in seeds] for row in experiments
+    }
+
+
+def _side_by_side(tasks: Sequence[Task], jobs: int, advance: Advance) -> None:
+    if not tasks:
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in any state
+    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _use_threads, (threads,)) as pool:
+        waiting = {pool.submit(function, *arguments): epochs for function, arguments, epochs in tasks}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                advance(waiting[future])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what runs is finished and kept, what waits is not started
+            raise
+
+
+def default_jobs(device: str) -> int:
+    """As many processes as cores, each with one thread, on a CPU; a GPU is one."""
+    on_gpu = Compute.choose(device, "float32").device.type == "cuda"
+    return 1 if on_gpu else os.cpu_count() or 1
+
+
+def _pretraining(params: ParamsFile) -> dict[str, Any]:
+    """What the pretrained features and their scores depend on."""
+    return params.model_dump(include={*PretrainStage.model_fields, "clusters", "evaluate"})
+
+
+def _use_threads(count: int) -> None:
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+
+
+def _pretrain(params: ParamsFile, folder: Path) -> None:
+    stage = _view(PretrainStage, params)
+    store = open_store(STORE)
+    model, description = fresh_model(stage, store.manifest)
+    checkpoint = Checkpoint(folder / "checkpoint")
+    rows = pretrain(model, store.training_images, store.training_labels, stage, checkpoint, silent)
+    save_weights(folder / WEIGHTS, model, description)
+    _finish(params, folder, rows, checkpoint)
+
+
+def _finetune(params: ParamsFile, pretrained: Path, folder: Path) -> None:
+    stage = _view(FinetuneStage, params)
+    store = open_store(STORE)
+    model, description = load_weights(pretrained / WEIGHTS)
+    checkpoint = Checkpoint(folder / "checkpoint")
+    first_epoch = len(read_log(pretrained / LOG))
+    images, labels = store.training_images, store.training_labels
+    rows = finetune(model, images, labels, stage, first_epoch, checkpoint, silent)
+    save_weights(folder / WEIGHTS, model, description)
+    _finish(params, folder, rows, checkpoint)
+
+
+def _finish(params: ParamsFile, folder: Path, rows: list[Row], checkpoint: Checkpoint) -> None:
+    """Score what was trained; the scores come last, as the sign that the run is whole."""
+    write_log(folder / LOG, rows)
+    store = open_store(STORE)
+    model, _ = load_weights(folder / WEIGHTS)
+    compute = Compute.choose(params.device, params.precision)
+    model.to(compute.device).to(memory_format=torch.channels_last)
+    features = clean_features(model.target, compute.place(store.images), compute, silent, "features")
+    settings = params.evaluate
+    scores = evaluate(
+        features,
+        store.labels,
+        params.clusters,
+        restarts=settings.restarts,
+        iterations=settings.iterations,
+        seed=params.seed,
+        clustered=store.clustered,
+        scored=store.scored,
+    ).scores
+    (folder / SCORES).write_text(json.dumps(scores))
+    checkpoint.remove()
+
+
+def _outcome(before: Path, after: Path) -> Outcome:
+    pretrained, finetuned = (json.loads((folder / SCORES).read_text()) for folder in (before, after))
+    return Outcome(pretrained, finetuned, read_log(after / LOG))
+
+
+def _view(stage: type[View], params: ParamsFile) -> View:
+    return stage.model_validate({field: getattr(params, field) for field in stage.model_fields})

@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench-digits bench-cifar10 clean
+.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -21,6 +21,12 @@ check: $(READY)
 bench-digits: $(READY)  ## Table of the README: digits, five seeds
 	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@python bench/digits.py
+
+bench-hosts: $(READY)  ## Table of docs/experiments.md: ConNR on four self-supervised frameworks, digits, five seeds
+	@python bench/hosts.py
+
+bench-long-tail: $(READY)  ## Table of docs/experiments.md: long-tailed digits, five seeds
+	@python bench/long_tail.py
 
 bench-cifar10: $(READY)  ## CIFAR-10 as a folder of JPEG files, a small network on the CPU
 	@python bench/cifar10.py

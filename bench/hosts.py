@@ -16,7 +16,7 @@ ROWS = (
     Experiment(
         "simsiam", {"host.framework": "simsiam", "pretrain.predictor_rate": 1.0, "finetune.predictor_rate": 1.0}
     ),
-    Experiment("moco", {"host.framework": "moco", "host.queue": 512, "finetune.instance": 1.0}),
+    Experiment("moco", {"host.framework": "moco", "finetune.instance": 1.0}),
     Experiment("barlow-twins", {"host.framework": "barlow-twins", "finetune.instance": 1.0}),
 )
 

@@ -38,7 +38,7 @@ def kmeans(
     Args:
         features: (N, D) float32, l2-normalised if spherical.
         clusters: K, at most N.
-        seed: seed of the initial centroids; restart r uses seed + r.
+        seed: seed of the initial centroids, different for every restart.
         restarts: how many k-means++ initialisations to try. Labels never choose among them.
         iterations: largest number of iterations of one restart.
         start: (K, D) centroids to start from instead; then there is one run.
@@ -58,7 +58,8 @@ def kmeans(
     features = np.ascontiguousarray(features, dtype=np.float32)
     best: Clustering | None = None
     for restart in range(1 if start is not None else restarts):
-        result = _one_run(features, clusters, seed + restart, iterations, start, spherical)
+        own_seed = int(np.random.SeedSequence([seed, restart]).generate_state(1)[0]) % 2**31
+        result = _one_run(features, clusters, own_seed, iterations, start, spherical)
         if best is None or result.inertia < best.inertia:
             best = result
     assert best is not None

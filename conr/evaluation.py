@@ -84,7 +84,8 @@ def evaluate(
         iterations: largest number of iterations of a restart.
         seed: seed of k-means and of the sample that the silhouette is taken on.
         clustered: which embeddings k-means sees.
-        scored: which embeddings the scores are taken on.
+        scored: which embeddings the agreement with labels and the silhouette are taken on; balance, spread and sizes
+            describe all embeddings, the inertia those that k-means saw.
     """
     found = kmeans(embeddings[clustered], clusters, seed=seed, restarts=restarts, iterations=iterations)
     by_size = np.argsort(-cluster_sizes(found.assignments, clusters), kind="stable")

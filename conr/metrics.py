@@ -34,7 +34,8 @@ def clustering_accuracy(labels: Integers, clusters: Integers) -> float:
 def class_averaged_accuracy(labels: Integers, clusters: Integers) -> float:
     """Mean over the classes of the share of a class that lies in its matched cluster; rare classes count the same.
 
-    The matching is that of `clustering_accuracy`. A class without a cluster counts as 0.
+    The matching is that of `clustering_accuracy`; where several reach the same accuracy, one of them. A class without a
+    cluster counts as 0.
 
     Args:
         labels: (N,) integers.

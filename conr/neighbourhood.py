@@ -1,12 +1,27 @@
-"""Neighbours inside a batch: Euclidean, and contextually affinitive (ConAff).
+"""Neighbours of samples: Euclidean, and contextually affinitive (ConAff, Eq. 3-7 of the paper).
 
-ConAff (Eq. 3-7 of the paper) calls two samples close when they have the same neighbours. Everything here is
-a top-k, a scatter and a gather on plain tensors: any device, no host synchronisation, no gradient.
+ConAff calls two samples close when they have the same neighbours. Inside a batch it is a top-k, a scatter and a gather
+on plain tensors: any device, no host synchronisation. Over a whole data set it is products of sparse matrices on the
+CPU, in memory that grows with the number of samples and not with its square. No gradient anywhere.
 """
 
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+import scipy.sparse as sparse
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from conr.progress import Progress, silent
+
+LOW_BITS = 2**32 - 1
+BLOCK = 2**20  # scores that are held at a time: enough to keep a device busy, few enough to stay in a cache
+SPARSE_FROM = 1024  # samples from which sparse products are faster on a CPU
+SEARCHED = 4096  # queries of one k-nearest-neighbour search
+PRODUCTS = 2**25  # multiplications of one block of sparse retrieval: its affinities fill at most 400 MB
 
 
 @torch.no_grad()
@@ -41,26 +56,77 @@ def conaff(
         ValueError: an argument is impossible for this batch; the message names it.
     """
     _check_features(features)
-    size = features.shape[0]
-    _check_count("k", k, size, "the batch size")
-    _check_count("k1", k1, size, "the batch size")
-    _check_count("k2", k2, k1, "k1")
-    if layers < 0:
-        raise ValueError(f"layers = {layers} must not be negative")
-    if alpha < 0:
-        raise ValueError(f"alpha = {alpha} must not be negative")
-
-    similarity = _cosine_similarity(features)
-    ranking = _nearest(similarity, k1, self_first=True)
+    _check_parameters(features.shape[0], "the batch size", k, k1, k2, alpha, layers)
+    if features.device.type == "cpu" and features.dtype != torch.float64 and len(features) >= SPARSE_FROM:
+        found = conaff_graph(
+            features.float().numpy(),
+            k,
+            k1,
+            k2,
+            alpha=alpha,
+            layers=layers,
+            symmetrise=symmetrise,
+            normalise=normalise,
+        )
+        return torch.from_numpy(found)
+    unit = _unit(features)
+    ranking = _nearest(unit, k1, self_first=True)
     nodes = reciprocal_encoding(ranking)
     propagates = k2 > 1 and layers > 0
     if propagates:
         edges = ranking[:, :k2]
-        weights = _edge_weights(similarity, edges, alpha)
+        weights = _edge_weights(unit, edges, alpha)
         for _ in range(layers):
             nodes = propagate(nodes, edges, weights, symmetrise=symmetrise, normalise=normalise)
     # Rows of unit length are closest to themselves; rounding must not let a duplicate come before.
-    return _nearest(nodes @ nodes.T, k, self_first=propagates and normalise)
+    return _nearest(nodes, k, self_first=propagates and normalise)
+
+
+def conaff_graph(
+    features: NDArray[np.float32],
+    k: int,
+    k1: int,
+    k2: int,
+    *,
+    alpha: float = 2.0,
+    layers: int = 2,
+    symmetrise: bool = True,
+    normalise: bool = True,
+    progress: Progress = silent,
+) -> NDArray[np.int64]:
+    """The k contextually affinitive neighbours of every sample among all samples, nearest first.
+
+    Args:
+        features: (N, D) features; they are l2-normalised here.
+        k, k1, k2, alpha, layers, symmetrise, normalise: as for `conr.neighbourhood.conaff`, with N for the batch size.
+        progress: told of every sample, first as its neighbours are searched, then as they are retrieved.
+
+    Returns:
+        (N, k) int64. Equal affinities are ordered by index, the sample itself first.
+
+    Raises:
+        ValueError: an argument is impossible for so many samples; the message names it.
+    """
+    count = len(features)
+    _check_parameters(count, "the number of samples", k, k1, k2, alpha, layers)
+    unit = np.ascontiguousarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12), np.float32)
+    with progress("neighbours", 2 * count) as advance:
+        rankings = []
+        for part in _search(unit, k1):
+            rankings.append(part)
+            advance(len(part))
+        ranking = np.concatenate(rankings)
+        nodes = _reciprocal_encoding(ranking)
+        propagates = k2 > 1 and layers > 0
+        if propagates:
+            edges = _edges(unit, ranking[:, :k2], alpha)
+            for _ in range(layers):
+                nodes = _propagate(nodes, edges, symmetrise, normalise)
+        found = np.empty((count, k), dtype=np.int64)
+        for first, last in _blocks(nodes):
+            found[first:last] = _retrieve(nodes, first, last, k, self_first=propagates and normalise)
+            advance(last - first)
+    return found
 
 
 @torch.no_grad()
@@ -81,7 +147,7 @@ def euclidean(features: Tensor, k: int) -> Tensor:
     """
     _check_features(features)
     _check_count("k", k, features.shape[0], "the batch size")
-    return _nearest(_cosine_similarity(features), k, self_first=True)
+    return _nearest(_unit(features), k, self_first=True)
 
 
 def reciprocal_encoding(ranking: Tensor) -> Tensor:
@@ -116,42 +182,137 @@ def propagate(nodes: Tensor, edges: Tensor, weights: Tensor, *, symmetrise: bool
     nodes = nodes.to(weights.dtype)
     if symmetrise:
         nodes = nodes + nodes.T
-    adjacency = torch.zeros_like(nodes).scatter_(1, edges, weights)
-    nodes = adjacency @ nodes
+    # A weighted sum of k2 rows: a product with the (B, B) adjacency matrix would cost B³.
+    nodes = F.embedding_bag(edges, nodes, per_sample_weights=weights, mode="sum")
     return F.normalize(nodes, dim=1) if normalise else nodes
 
 
-def _cosine_similarity(features: Tensor) -> Tensor:
-    """(B, B) cosine similarities in float32, or float64 if the features are; ranks from bf16 would be noise."""
-    features = features if features.dtype == torch.float64 else features.float()
-    unit = F.normalize(features, dim=1)
-    return unit @ unit.T
+def _unit(features: Tensor) -> Tensor:
+    """Features of unit length in float32, or float64 if they are; ranks from bfloat16 would be noise."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=1)
 
 
-def _edge_weights(similarity: Tensor, edges: Tensor, alpha: float) -> Tensor:
+def _edge_weights(unit: Tensor, edges: Tensor, alpha: float) -> Tensor:
     """(B, k2) weights S_ij^α, 1 for the sample itself.
 
     A negative similarity has no real power for a fractional α: it weighs nothing then.
     """
-    weights = similarity.gather(1, edges)
+    weights = torch.einsum("bd,bkd->bk", unit, F.embedding(edges, unit))
     weights = weights.pow(alpha) if float(alpha).is_integer() else weights.clamp(min=0).pow(alpha)
     weights[:, 0] = 1.0
     return weights
 
 
-def _nearest(scores: Tensor, k: int, *, self_first: bool) -> Tensor:
-    """(B, k) indices of the k largest scores of each row; ties go to the sample itself, then to the lower index.
+def _nearest(vectors: Tensor, k: int, *, self_first: bool) -> Tensor:
+    """(B, k) indices of the k largest inner products of each row with all rows, block by block.
 
-    With `self_first` the sample itself comes first even if another one scores higher.
+    Ties go to the sample itself, then to the lower index. With `self_first` the sample itself comes first even if
+    another one scores higher.
 
-    `torch.topk` leaves the order of ties to the device, and reciprocal encodings are full of ties. A stable sort
-    settles them the same way everywhere.
+    `torch.topk` leaves the order of ties to the device, and reciprocal encodings are full of ties. Scores and indices
+    together make keys of which no two are equal.
     """
-    scores = scores.clone()
-    diagonal = scores.diagonal()
-    above = torch.full_like(diagonal, torch.inf)
-    diagonal.copy_(above if self_first else torch.nextafter(diagonal, above))
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    size = len(vectors)
+    found = torch.empty(size, k, dtype=torch.int64, device=vectors.device)
+    rows = max(1, BLOCK // size)
+    for first in range(0, size, rows):
+        scores = vectors[first : first + rows] @ vectors.T
+        diagonal = scores.diagonal(offset=first)
+        above = torch.full_like(diagonal, torch.inf)
+        diagonal.copy_(above if self_first else torch.nextafter(diagonal, above))
+        found[first : first + rows] = _largest(scores, k)
+    return found
+
+
+def _largest(scores: Tensor, k: int) -> Tensor:
+    """(R, k) columns of the k largest scores of each row; of equal ones the lower column first."""
+    if scores.dtype == torch.float64:  # does not fit into a key; only tests need it
+        return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0: the two zeros become one
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats order backwards
+    # The score above, the column counted down below.
+    keys = (ascending.long() << 32) + (LOW_BITS - torch.arange(scores.shape[1], device=scores.device))
+    return LOW_BITS - (keys.topk(k, dim=1).values & LOW_BITS)
+
+
+def _search(unit: NDArray[np.float32], k1: int) -> Iterator[NDArray[np.int64]]:
+    """Blocks of (n, k1) nearest neighbours by cosine, each sample first among its own."""
+    index = faiss.IndexFlatIP(unit.shape[1])
+    index.add(unit)
+    for first in range(0, len(unit), SEARCHED):
+        queries = unit[first : first + SEARCHED]
+        _, found = index.search(queries, k1)
+        own = np.arange(first, first + len(queries))
+        # With duplicates the sample may stand further behind, or be pushed out: it takes the first place.
+        place = np.where((found == own[:, None]).any(1), (found == own[:, None]).argmax(1), k1 - 1)
+        for row in np.flatnonzero(place > 0):
+            found[row, 1 : place[row] + 1] = found[row, : place[row]]
+        found[:, 0] = own
+        yield found
+
+
+def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Eq. 3: 1 where both rank each other, 0.5 where one does."""
+    count, k1 = ranking.shape
+    half = np.full(ranking.size, 0.5, dtype=np.float32)
+    starts = np.arange(0, ranking.size + 1, k1)
+    ranked = sparse.csr_matrix((half, ranking.ravel().astype(np.int32), starts), shape=(count, count))
+    return (ranked + ranked.T).tocsr()
+
+
+def _edges(unit: NDArray[np.float32], ranking: NDArray[np.int64], alpha: float) -> sparse.csr_matrix:
+    """Eq. 5: S_ij^α for the k2 nearest of each sample, 1 for the sample itself."""
+    count, k2 = ranking.shape
+    weights = np.stack([np.einsum("nd,nd->n", unit, unit[ranking[:, place]]) for place in range(k2)], axis=1)
+    # A negative similarity has no real power for a fractional α: it weighs nothing then.
+    weights = weights**alpha if float(alpha).is_integer() else weights.clip(min=0) ** alpha
+    weights[:, 0] = 1
+    starts = np.arange(0, ranking.size + 1, k2)
+    return sparse.csr_matrix((weights.ravel(), ranking.ravel().astype(np.int32), starts), shape=(count, count))
+
+
+def _propagate(
+    nodes: sparse.csr_matrix, edges: sparse.csr_matrix, symmetrise: bool, normalise: bool
+) -> sparse.csr_matrix:
+    """One layer of Eq. 6."""
+    nodes = edges @ ((nodes + nodes.T).tocsr() if symmetrise else nodes)
+    if normalise:
+        lengths = np.sqrt(np.asarray(nodes.multiply(nodes).sum(1)).ravel()).clip(1e-12)
+        nodes.data /= np.repeat(lengths, np.diff(nodes.indptr)).astype(np.float32)
+    return nodes
+
+
+def _blocks(nodes: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
+    """Consecutive rows whose affinities take a bounded number of multiplications."""
+    column_sizes = np.bincount(nodes.indices, minlength=nodes.shape[1])
+    work = np.add.reduceat(np.append(column_sizes[nodes.indices], 0), nodes.indptr[:-1]).cumsum()
+    first, count = 0, nodes.shape[0]
+    while first < count:
+        done = work[first - 1] if first else 0
+        last = max(int(np.searchsorted(work, done + PRODUCTS, side="right")), first + 1)
+        yield first, min(last, count)
+        first = last
+
+
+def _retrieve(nodes: sparse.csr_matrix, first: int, last: int, k: int, *, self_first: bool) -> NDArray[np.int64]:
+    """Eq. 7 for some rows: the k samples with the largest inner product."""
+    affinities = (nodes[first:last] @ nodes.T).tocsr()
+    found = np.empty((last - first, k), dtype=np.int64)
+    for row in range(last - first):
+        start, end = affinities.indptr[row], affinities.indptr[row + 1]
+        columns, scores = affinities.indices[start:end], affinities.data[start:end]
+        if len(scores) > k:
+            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+            large = scores >= threshold
+            columns, scores = columns[large], scores[large]
+        own = first + row
+        leads = (columns == own) & (True if self_first else scores == scores[columns == own].max(initial=-np.inf))
+        order = np.lexsort((columns, ~leads, -np.where(leads & self_first, np.inf, scores)))
+        best = columns[order[:k]]
+        found[row, : len(best)] = best
+        if len(best) < k:  # nobody else has anything in common with it: the first of the others
+            found[row, len(best) :] = np.setdiff1d(np.arange(k + len(best)), best)[: k - len(best)]
+    return found
 
 
 def _check_features(features: Tensor) -> None:
@@ -162,3 +323,13 @@ def _check_features(features: Tensor) -> None:
 def _check_count(name: str, value: int, largest: int, limit: str) -> None:
     if not 1 <= value <= largest:
         raise ValueError(f"{name} = {value} must lie between 1 and {limit} ({largest})")
+
+
+def _check_parameters(size: int, limit: str, k: int, k1: int, k2: int, alpha: float, layers: int) -> None:
+    _check_count("k", k, size, limit)
+    _check_count("k1", k1, size, limit)
+    _check_count("k2", k2, k1, "k1")
+    if layers < 0:
+        raise ValueError(f"layers = {layers} must not be negative")
+    if alpha < 0:
+        raise ValueError(f"alpha = {alpha} must not be negative")

@@ -68,7 +68,10 @@ def to_pixels(images: Tensor) -> Tensor:
 def draw(
     batch: int, height: int, width: int, views: Views, crop_scale: float, generator: torch.Generator
 ) -> ViewParameters:
-    """Draw the parameters of one view for a batch of images of the given size in pixels."""
+    """Draw the parameters of one view for a batch of images of the given size in pixels.
+
+    What is switched off is drawn all the same: a switch must not change the randomness of anything else.
+    """
     device = generator.device
 
     def uniform(low: float, high: float) -> Tensor:
@@ -80,14 +83,16 @@ def draw(
     jittered = chance(views.jitter)
 
     def factor(strength: float) -> Tensor | None:
-        if strength == 0 or views.jitter == 0:
-            return None
-        return torch.where(jittered, uniform(max(0.0, 1 - strength), 1 + strength), 1.0)
+        drawn = uniform(max(0.0, 1 - strength), 1 + strength)
+        return torch.where(jittered, drawn, 1.0) if strength > 0 and views.jitter > 0 else None
 
     def shift(strength: float) -> Tensor | None:
-        if strength == 0 or views.jitter == 0:
-            return None
-        return torch.where(jittered, uniform(-strength, strength), 0.0)
+        drawn = uniform(-strength, strength)
+        return torch.where(jittered, drawn, 0.0) if strength > 0 and views.jitter > 0 else None
+
+    def grey(probability: float) -> Tensor | None:
+        drawn = chance(probability)
+        return drawn if probability > 0 else None
 
     return ViewParameters(
         crop=_draw_crops(batch, height, width, crop_scale, generator),
@@ -97,7 +102,7 @@ def draw(
         contrast=factor(views.contrast),
         saturation=factor(views.saturation),
         hue=shift(views.hue),
-        grey=chance(views.grey) if views.grey > 0 else None,
+        grey=grey(views.grey),
     )
 
 

@@ -161,6 +161,11 @@ def check_against_data(params: ParamsFile, manifest: Path) -> None:
     ):
         if value > limit:
             raise UserError(f"{name} = {value} is larger than the number of {what} ({limit}); lower it")
+    if params.host.framework == "moco" and params.host.queue >= training:
+        raise UserError(
+            f"host.queue = {params.host.queue} is not smaller than the number of images to train on ({training}): "
+            "every image would be among its own negatives; lower it"
+        )
 
 
 def _needs_instance_loss(framework: str) -> bool:

@@ -1,11 +1,14 @@
 """k-means: what it recovers, what it minimises, and how it compares with scikit-learn's."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
+from conr import clustering
 from conr.clustering import Clustering, distances_to, kmeans
 from conr.metrics import clustering_accuracy
 
@@ -74,10 +77,22 @@ def test_more_restarts_never_give_a_higher_inertia() -> None:
     assert inertias[-1] < inertias[0]
 
 
-def test_the_best_of_the_restarts_is_returned() -> None:
+def test_the_best_of_the_restarts_is_returned_and_no_two_seeds_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
     features = on_sphere(noise(200, 6))
-    alone = [kmeans(features, 12, seed=seed).inertia for seed in range(5)]
-    assert kmeans(features, 12, seed=0, restarts=5).inertia == min(alone)
+    seeds, inertias = [], []
+    one_run = clustering._one_run
+
+    def recorded(features: Any, clusters: int, seed: int, *others: Any) -> Clustering:
+        result = one_run(features, clusters, seed, *others)
+        seeds.append(seed)
+        inertias.append(result.inertia)
+        return result
+
+    monkeypatch.setattr(clustering, "_one_run", recorded)
+    assert kmeans(features, 12, seed=0, restarts=5).inertia == min(inertias)
+    kmeans(features, 12, seed=1, restarts=5)
+    assert len(set(seeds)) == 10
+    assert len(set(inertias[:5])) > 1
 
 
 def test_the_same_seed_gives_the_same_clusters_and_another_seed_others() -> None:

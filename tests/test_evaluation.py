@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from conr import evaluation
+from conr.clustering import kmeans
 from conr.evaluation import MAP_POINTS, Evaluation, embedding_map, evaluate, place
+from conr.metrics import label_scores, silhouette
 
 SIZES = (40, 25, 10)
 
@@ -100,6 +102,7 @@ def test_scores_of_separated_blobs_are_perfect() -> None:
     assert scores["acc"] == 1
     assert scores["nmi"] == pytest.approx(1)
     assert scores["ari"] == pytest.approx(1)
+    assert scores["class_acc"] == 1
     assert scores["silhouette"] > 0.8
     assert (scores["smallest_cluster"], scores["largest_cluster"]) == (10, 40)
     shares = np.array(SIZES) / sum(SIZES)
@@ -115,7 +118,7 @@ def test_the_inertia_is_that_of_the_centroids_given_back() -> None:
 def test_without_labels_there_are_no_scores_against_them() -> None:
     embeddings, labels = blobs()
     without, with_labels = evaluated(embeddings, None).scores, evaluated(embeddings, labels).scores
-    assert with_labels.keys() - without.keys() == {"acc", "nmi", "ari"}
+    assert with_labels.keys() - without.keys() == {"acc", "nmi", "ari", "class_acc"}
     assert without == {name: value for name, value in with_labels.items() if name in without}
 
 
@@ -152,6 +155,67 @@ def test_collapsed_embeddings_have_no_spread_and_still_a_result() -> None:
     assert found.sizes.sum() == 30
     assert found.scores["spread"] == pytest.approx(0, abs=1e-6)
     assert found.scores["inertia"] == pytest.approx(0, abs=1e-4)
+
+
+# What is clustered and what is scored
+
+
+def halves() -> tuple[NDArray[np.float32], NDArray[np.int64], slice, slice]:
+    """Blobs of which the first 45 are clustered and the last 30 are scored; the labels of others are nonsense."""
+    embeddings, labels = blobs()
+    embeddings = unit(embeddings + np.random.default_rng(1).normal(scale=0.4, size=embeddings.shape))
+    return embeddings, labels, slice(0, 45), slice(45, None)
+
+
+def evaluated_in_parts(
+    embeddings: NDArray[np.float32], labels: NDArray[np.int64] | None, clustered: slice, scored: slice
+) -> Evaluation:
+    return evaluate(embeddings, labels, 4, restarts=3, iterations=20, seed=0, clustered=clustered, scored=scored)
+
+
+def test_k_means_sees_what_is_to_be_clustered_and_nothing_else() -> None:
+    embeddings, labels, clustered, scored = halves()
+    found = evaluated_in_parts(embeddings, labels, clustered, scored)
+    alone = kmeans(embeddings[clustered], 4, seed=0, restarts=3, iterations=20)
+    order = np.argsort(-np.bincount(alone.assignments, minlength=4), kind="stable")
+    np.testing.assert_array_equal(found.centroids, alone.centroids[order])
+    assert found.scores["inertia"] == alone.inertia
+    elsewhere = embeddings.copy()
+    elsewhere[scored] = -elsewhere[scored]
+    np.testing.assert_array_equal(evaluated_in_parts(elsewhere, labels, clustered, scored).centroids, found.centroids)
+    assert not np.array_equal(evaluated_in_parts(embeddings, labels, scored, scored).centroids, found.centroids)
+
+
+def test_every_embedding_is_assigned_whether_k_means_saw_it_or_not() -> None:
+    embeddings, labels, clustered, scored = halves()
+    found = evaluated_in_parts(embeddings, labels, clustered, scored)
+    nearest = np.linalg.norm(embeddings[:, None] - found.centroids[None], axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(found.placement.assignments, nearest)
+    assert found.sizes.tolist() == np.bincount(nearest, minlength=4).tolist()
+
+
+def test_scores_are_those_of_the_scored_alone() -> None:
+    embeddings, labels, clustered, scored = halves()
+    found = evaluated_in_parts(embeddings, labels, clustered, scored)
+    assignments = found.placement.assignments[scored]
+    expected = label_scores(labels[scored], assignments)
+    assert {name: found.scores[name] for name in expected} == expected
+    assert found.scores["acc"] != label_scores(labels, found.placement.assignments)["acc"]
+    assert found.scores["silhouette"] == silhouette(embeddings[scored], assignments, seed=0)
+    nonsense = labels.copy()
+    nonsense[clustered] = (nonsense[clustered] + 1) % 3
+    assert evaluated_in_parts(embeddings, nonsense, clustered, scored).scores == found.scores
+    unknown = labels.copy()
+    unknown[clustered] = -1
+    assert evaluated_in_parts(embeddings, unknown, clustered, scored).scores == found.scores
+
+
+def test_without_slices_everything_is_clustered_and_scored() -> None:
+    embeddings, labels, _, _ = halves()
+    everything = evaluated_in_parts(embeddings, labels, slice(0, 75), slice(0, 75))
+    plain = evaluated(embeddings, labels, clusters=4)
+    np.testing.assert_array_equal(plain.centroids, everything.centroids)
+    assert plain.scores == everything.scores
 
 
 # Map

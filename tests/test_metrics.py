@@ -65,6 +65,53 @@ def test_accuracy_by_hand(labels: list[int], clusters: list[int], expected: floa
     assert metrics.clustering_accuracy(np.array(labels), np.array(clusters)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("labels", "clusters", "expected"),
+    [
+        ([0, 0, 1, 1], [5, 5, 2, 2], 1.0),
+        ([0, 0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0], (5 / 6 + 1 / 2) / 2),
+        ([0] * 8 + [1, 1], [0] * 8 + [0, 0], (1 + 0) / 2),  # the rare class has no cluster: ACC is 0.8
+        ([0, 0, 0, 1, 1, 2], [7] * 6, (1 + 0 + 0) / 3),  # fewer clusters than classes
+        ([0, 0, 0, 0, 1, 1], [0, 0, 1, 2, 3, 3], (2 / 4 + 1) / 2),  # more clusters
+        ([9, 9, 9, -3], [1, 1, 4, 4], (2 / 3 + 1) / 2),  # names do not matter
+        ([7], [3], 1.0),
+    ],
+)
+def test_class_averaged_accuracy_by_hand(labels: list[int], clusters: list[int], expected: float) -> None:
+    assert metrics.class_averaged_accuracy(np.array(labels), np.array(clusters)) == pytest.approx(expected)
+
+
+@repeatable
+@given(
+    st.integers(1, 4).flatmap(
+        lambda classes: st.integers(1, 5).flatmap(
+            lambda size: st.lists(st.integers(0, 5), min_size=classes * size, max_size=classes * size).map(
+                lambda clusters: (classes, size, clusters)
+            )
+        )
+    )
+)
+def test_class_averaged_accuracy_of_classes_of_one_size_is_the_accuracy(case: tuple[int, int, list[int]]) -> None:
+    classes, size, chosen = case
+    labels, clusters = np.repeat(np.arange(classes), size), np.array(chosen)
+    expected = metrics.clustering_accuracy(labels, clusters)
+    assert metrics.class_averaged_accuracy(labels, clusters) == pytest.approx(expected)
+
+
+@repeatable
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_class_averaged_accuracy_is_the_mean_recall_of_the_matched_classes(pairs: Pairs) -> None:
+    labels, clusters = columns(pairs)
+    own = {label: cluster for cluster, label in metrics.matching(labels, clusters).items()}
+    recalls = []
+    for label in {label for label, _ in pairs}:
+        members = [cluster for other, cluster in pairs if other == label]
+        recalls.append(sum(cluster == own.get(label) for cluster in members) / len(members))
+    expected = sum(recalls) / len(recalls)
+    assert metrics.class_averaged_accuracy(labels, clusters) == pytest.approx(expected)
+    assert metrics.label_scores(labels, clusters)["class_acc"] == pytest.approx(expected)
+
+
 @repeatable
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
 def test_matching_is_one_to_one_and_gives_the_accuracy(pairs: Pairs) -> None:
@@ -93,7 +140,10 @@ def test_contingency_counts_pairs_in_sorted_order() -> None:
         ([], [], "must not be empty"),
     ],
 )
-@pytest.mark.parametrize("function", [metrics.clustering_accuracy, metrics.matching, metrics.contingency])
+@pytest.mark.parametrize(
+    "function",
+    [metrics.clustering_accuracy, metrics.class_averaged_accuracy, metrics.matching, metrics.contingency],
+)
 def test_vectors_that_do_not_fit_are_errors(
     function: object, labels: list[int], clusters: list[int], message: str
 ) -> None:
@@ -112,7 +162,8 @@ def test_information_and_rand_scores_are_those_of_scikit_learn() -> None:
 
 def test_label_scores_leave_out_unknown_labels() -> None:
     labels = np.array([0, 0, 1, 1, -1, -1])
-    assert metrics.label_scores(labels, np.array([3, 3, 5, 5, 3, 7])) == {"acc": 1.0, "nmi": 1.0, "ari": 1.0}
+    perfect = {"acc": 1.0, "nmi": 1.0, "ari": 1.0, "class_acc": 1.0}
+    assert metrics.label_scores(labels, np.array([3, 3, 5, 5, 3, 7])) == perfect
     assert metrics.label_scores(labels, np.array([3, 3, 3, 5, 5, 5]))["acc"] == 0.75
     assert metrics.label_scores(None, np.array([0, 1])) == {}
 

@@ -77,7 +77,13 @@ def names() -> list[str]:
 
 
 def host_class(framework: str) -> type[Host]:
-    """The host of a framework, by its name."""
+    """The host of a framework, by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if framework not in names():
+        raise ValueError(f"framework must be one of {', '.join(names())}, not {framework!r}")
     module = importlib.import_module(f"{__name__}.{framework.replace('-', '_')}")
     found: type[Host] = module.HOST
     return found

@@ -1,6 +1,7 @@
 """MoCo v2 (Chen et al., 2020): a moving-average target, and a queue of past keys as negatives.
 
-Unlike MoCo v2, both views serve as queries and as keys, as everywhere in conr.
+Unlike MoCo v2, both views serve as queries and as keys, as everywhere in conr. Each stage starts with a queue of random
+directions.
 """
 
 from collections.abc import Mapping

@@ -122,7 +122,7 @@ def train(
             started = time.perf_counter()
             objective.start_epoch(epoch)
             model.train()
-            generator = epoch_generator(recipe, epoch, compute.device)
+            generator, own_generator = (epoch_generator(recipe, epoch, compute.device, stream) for stream in (0, 1))
             noise = recipe.noise if recipe.first_epoch + epoch >= recipe.optimiser.warmup_epochs else 0.0
             total = torch.zeros((), device=compute.device)
             for step, indices in enumerate(_batches(len(images), recipe.batch_size, generator)):
@@ -130,7 +130,7 @@ def train(
                 _set_rates(optimiser, recipe, moment)
                 first, second = two_views(compute.batch(images, indices), recipe.views, recipe.crop_scale, generator)
                 with compute.autocast():
-                    outputs = model(first, second, generator, noise)
+                    outputs = model(first, second, own_generator, noise)
                 loss = objective.loss(outputs, indices)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -159,9 +159,14 @@ def train(
     return history
 
 
-def epoch_generator(recipe: Recipe, epoch: int, device: torch.device) -> torch.Generator:
-    """The randomness of one epoch: a function of seed, stage and epoch, and of nothing that went before."""
-    seed = np.random.SeedSequence([recipe.seed, recipe.first_epoch + epoch]).generate_state(1, np.uint64)[0]
+def epoch_generator(recipe: Recipe, epoch: int, device: torch.device, stream: int = 0) -> torch.Generator:
+    """The randomness of one epoch: a function of seed, stage and epoch, and of nothing that went before.
+
+    Stream 0 is for the order of the images and their views, stream 1 for what the networks draw: switching the latter
+    on must not change the former.
+    """
+    sequence = np.random.SeedSequence([recipe.seed, recipe.first_epoch + epoch, stream])
+    seed = sequence.generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(seed) & (2**63 - 1))
 
 

@@ -255,12 +255,7 @@ def drop_a_tensor(path: Path) -> None:
         use_foreign_description,
         garble_description,
         use_unknown_architecture,
-        pytest.param(
-            use_unknown_framework,
-            marks=pytest.mark.xfail(
-                strict=True, raises=ModuleNotFoundError, reason="host_class lets the import's own error through"
-            ),
-        ),
+        use_unknown_framework,
         drop_the_framework,
         drop_a_tensor,
     ],

@@ -16,7 +16,9 @@ from stages.experiments import Experiment, Outcome, default_jobs, run_experiment
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def outcomes(doc: str, changes: Mapping[str, Any], rows: Sequence[Experiment]) -> dict[str, list[Outcome]]:
+def outcomes(
+    doc: str, changes: Mapping[str, Any], rows: Sequence[Experiment]
+) -> tuple[list[int], dict[str, list[Outcome]]]:
     """Run rows on the digits preset with changes, in a folder that keeps what is finished.
 
     Args:
@@ -25,7 +27,7 @@ def outcomes(doc: str, changes: Mapping[str, Any], rows: Sequence[Experiment]) -
         rows: what differs.
 
     Returns:
-        The outcomes of each row, in the order of the seeds of the command line.
+        The seeds of the command line, and the outcomes of each row in their order.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -38,7 +40,13 @@ def outcomes(doc: str, changes: Mapping[str, Any], rows: Sequence[Experiment]) -
     prepare.run(PrepareStage(prepare=params.prepare), console.progress)
     found = run_experiments(params, rows, arguments.seeds, default_jobs(params.device), console.progress)
     print(f"seeds {', '.join(map(str, arguments.seeds))}; digits preset with {dict(changes)}")
-    return found
+    return arguments.seeds, found
+
+
+def head(seeds: Sequence[int], others: Sequence[str]) -> str:
+    """The first two lines of a table of which `line` makes the others."""
+    names = [f"ACC, seed {seeds[0]}", *map(str, seeds[1:]), "median", *others]
+    return f"\n| | {' | '.join(names)} |\n|---|{'---|' * len(names)}"
 
 
 def line(name: str, results: Sequence[Mapping[str, float]], scores: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from stages.neighbour_figures import check_context, draw_neighbours
 from stages.paths import (
     ASSIGNMENTS,
     CENTROIDS,
+    EMBEDDED_SEEDS,
     EMBEDDINGS,
     FIGURES,
     FURTHER_EMBEDDINGS,
@@ -41,7 +42,8 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
     """
     store = open_store(STORE)
     check_context(parameters, store)
-    first, *further = parameters.seeds or [parameters.seed]
+    first, *further = seeds = parameters.seeds or [parameters.seed]
+    _check_seeds(seeds)
     jobs = [(PRETRAINED_EMBEDDINGS, parameters.seed), (EMBEDDINGS, first)]
     jobs += [(FURTHER_EMBEDDINGS / f"{seed}.npy", seed) for seed in further]
     with progress("evaluate", TASKS + len(jobs)) as advance:
@@ -71,6 +73,17 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
     summary = _summary(results, store)
     SUMMARY.write_text(summary + "\n", encoding="utf-8")
     return f"\n{summary}"
+
+
+def _check_seeds(seeds: list[int]) -> None:
+    try:
+        embedded = json.loads(EMBEDDED_SEEDS.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{EMBEDDED_SEEDS} is missing or not whole ({error}); run conr extract again") from error
+    if embedded != seeds:
+        raise UserError(
+            f"the embeddings are of seeds {embedded}, not {seeds}; run conr finetune and conr extract first"
+        )
 
 
 def _evaluate(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:

@@ -7,8 +7,8 @@ goes on where it was, and rows that share their pretraining share it here, too.
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import faiss
 import torch
 
 from conr.data.store import open_store
+from conr.errors import UserError
 from conr.evaluation import evaluate
 from conr.parameters import FinetuneStage, Parameters, ParamsFile, PretrainStage
 from conr.progress import Advance, Progress, silent
@@ -85,6 +86,9 @@ def run_experiments(
     Raises:
         UserError: parameters that contradict each other, found before anything runs; or a run that failed.
     """
+    if not seeds:
+        raise UserError("there is no seed to run with; name one at least")
+    check_together(changed(params, {"seeds": list(seeds)}))
     runs = {
         (row.name, seed): changed(params, {**row.changes, "seed": seed, "seeds": []})
         for row in experiments
@@ -92,39 +96,52 @@ def run_experiments(
     }
     for run in runs.values():
         check_together(run)
-    images = open_store(STORE).training_identity
+    manifest = open_store(STORE).manifest
+    images = (manifest.checksum, manifest.train_count, manifest.score_start, manifest.labels)
     folder = scratch() / EXPERIMENTS
-    before = {key: folder / f"pretrain-{fingerprint(_pretraining(run), images)}" for key, run in runs.items()}
+    before = {key: folder / f"pretrain-{fingerprint(_pretraining(run), *images)}" for key, run in runs.items()}
     after = {
-        key: folder / f"finetune-{fingerprint(run.model_dump(exclude={'prepare'}), images)}"
+        key: folder / f"finetune-{fingerprint(run.model_dump(exclude={'prepare'}), *images)}"
         for key, run in runs.items()
     }
     pretrainings = {path: (_pretrain, (runs[key], path), runs[key].pretrain.epochs) for key, path in before.items()}
     finetunings = {
         path: (_finetune, (runs[key], before[key], path), runs[key].finetune.epochs) for key, path in after.items()
     }
-    total = sum(epochs for _, _, epochs in [*pretrainings.values(), *finetunings.values()])
-    with progress("experiments", total) as advance:
-        for tasks in (pretrainings, finetunings):
-            missing = [task for path, task in tasks.items() if not (path / SCORES).exists()]
-            advance(sum(epochs for _, _, epochs in tasks.values()) - sum(epochs for _, _, epochs in missing))
-            _side_by_side(missing, jobs, advance)
+    waiting_for = {after[key]: before[key] for key in runs}
+    with progress(
+        "experiments", sum(epochs for _, _, epochs in (*pretrainings.values(), *finetunings.values()))
+    ) as advance:
+        _side_by_side(pretrainings | finetunings, waiting_for, jobs, advance)
     return {
         row.name: [_outcome(before[row.name, seed], after[row.name, seed]) for seed in seeds] for row in experiments
     }
 
 
-def _side_by_side(tasks: Sequence[Task], jobs: int, advance: Advance) -> None:
-    if not tasks:
+def _side_by_side(tasks: Mapping[Path, Task], waiting_for: Mapping[Path, Path], jobs: int, advance: Advance) -> None:
+    """Do the tasks whose folder is not finished, each as soon as the one that it waits for is."""
+    missing = {path: task for path, task in tasks.items() if not (path / SCORES).exists()}
+    advance(sum(epochs for path, (_, _, epochs) in tasks.items() if path not in missing))
+    if not missing:
         return
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, torch.get_num_threads() // jobs)
     context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in any state
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _use_threads, (threads,)) as pool:
-        waiting = {pool.submit(function, *arguments): epochs for function, arguments, epochs in tasks}
+    with ProcessPoolExecutor(min(jobs, len(missing)), context, _use_threads, (threads,)) as pool:
+        running: dict[Future[None], Path] = {}
+
+        def submit(paths: Iterable[Path]) -> None:
+            for path in paths:
+                function, arguments, _ = missing[path]
+                running[pool.submit(function, *arguments)] = path
+
+        submit([path for path in missing if waiting_for.get(path) not in missing])
         try:
-            for future in as_completed(waiting):
-                future.result()
-                advance(waiting[future])
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished = running.pop(future)
+                    future.result()
+                    advance(missing[finished][2])
+                    submit([path for path in missing if waiting_for.get(path) == finished])
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what runs is finished and kept, what waits is not started
             raise

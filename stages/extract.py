@@ -1,14 +1,18 @@
 """extract: networks → one ONNX file, and the embeddings of the whole store before and after ConNR."""
 
+import json
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from conr.data.store import Store, open_store
+from conr.errors import UserError
 from conr.export import embed, export, open_session
 from conr.parameters import ExtractStage
 from conr.progress import Progress
 from conr.training.checkpoints import load_weights
 from stages.paths import (
+    EMBEDDED_SEEDS,
     EMBEDDINGS,
     ENCODER,
     FINETUNED,
@@ -16,6 +20,7 @@ from stages.paths import (
     FURTHER_SEEDS,
     PRETRAINED,
     PRETRAINED_EMBEDDINGS,
+    SEEDS,
     STORE,
 )
 
@@ -26,15 +31,26 @@ def run(parameters: ExtractStage, progress: Progress) -> str:
     Returns the summary.
     """
     store = open_store(STORE)
+    _, *further = _seeds()
     passing = {PRETRAINED: PRETRAINED_EMBEDDINGS}
-    for weights in sorted(FURTHER_SEEDS.glob("*/weights.safetensors")):
-        passing[weights] = FURTHER_EMBEDDINGS / f"{weights.parent.name}.npy"
+    for seed in further:
+        passing[FURTHER_SEEDS / str(seed) / FINETUNED.name] = FURTHER_EMBEDDINGS / f"{seed}.npy"
+    shutil.rmtree(FURTHER_EMBEDDINGS, ignore_errors=True)  # of an earlier run with other seeds
     with TemporaryDirectory() as folder:
         for weights, embeddings in passing.items():
             scratch = Path(folder) / "encoder.onnx"
             _export_and_embed(store, weights, scratch, embeddings, parameters.device, progress)
     _export_and_embed(store, FINETUNED, ENCODER, EMBEDDINGS, parameters.device, progress)
+    shutil.copy(SEEDS, EMBEDDED_SEEDS)
     return f"encoder in {ENCODER}, equal to PyTorch's; {store.manifest.count:,} embeddings in {EMBEDDINGS}"
+
+
+def _seeds() -> list[int]:
+    try:
+        seeds: list[int] = json.loads(SEEDS.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{SEEDS} is missing or not whole ({error}); run conr finetune first") from error
+    return seeds
 
 
 def _export_and_embed(

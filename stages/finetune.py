@@ -1,6 +1,8 @@
 """finetune: pretrained networks → networks refined with group concordance (ConNR), once for each seed."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 from conr.data.store import Store, open_store
@@ -10,7 +12,7 @@ from conr.progress import Progress
 from conr.training.checkpoints import Checkpoint, load_weights, save_weights
 from conr.training.group import finetune
 from conr.training.log import Row, read_log, write_log
-from stages.paths import FINETUNE_LOG, FINETUNED, FURTHER_SEEDS, PRETRAIN_LOG, PRETRAINED, STORE
+from stages.paths import FINETUNE_LOG, FINETUNED, FURTHER_SEEDS, PRETRAIN_LOG, PRETRAINED, SEEDS, STORE
 from stages.scratch import checkpoint_of
 
 
@@ -18,7 +20,9 @@ def run(parameters: FinetuneStage, progress: Progress) -> str:
     """Refine the pretrained networks, or go on where the same run was interrupted; returns the summary."""
     store = open_store(STORE)
     first, *further = parameters.seeds or [parameters.seed]
-    FURTHER_SEEDS.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(FURTHER_SEEDS, ignore_errors=True)  # of an earlier run with other seeds
+    FURTHER_SEEDS.mkdir(parents=True)
+    SEEDS.write_text(json.dumps([first, *further]))
     places = {first: (FINETUNED, FINETUNE_LOG)}
     places |= {seed: further_paths(seed) for seed in further}
     # Removed together: DVC deletes the weights of the first seed when the stage is run again for the second.

@@ -12,7 +12,7 @@ from conr.files import atomic_file
 from conr.parameters import ParamsFile
 from conr.progress import Progress
 from conr.report.paper_figures import pair_sweep, sweep
-from stages.params_file import leaves
+from stages.params_file import PARAMS, leaves
 from stages.paths import SWEEPS
 
 SCORES = ("acc", "nmi", "ari")
@@ -25,6 +25,8 @@ def run(parameters: list[str], progress: Progress) -> str:
     for parameter in parameters:
         if parameter not in known:
             raise UserError(f"{parameter} is no parameter; conr STAGE --help lists them")
+        if parameters.count(parameter) > 1:
+            raise UserError(f"{parameter} is named twice; name two different parameters")
     with progress("sweep", 2) as advance:
         rows = comparable(experiments(), parameters, known)
         advance(1, note=f"{len(rows)} experiments")
@@ -47,16 +49,27 @@ def run(parameters: list[str], progress: Progress) -> str:
 
 
 def experiments() -> list[dict[str, str]]:
-    """What `dvc exp show` knows: the workspace first, then commits and experiments, by column.
+    """What `dvc exp show` knows: the workspace first, then commits and experiments from the newest, by column.
 
     Raises:
         UserError: DVC cannot show them.
     """
-    command = [str(Path(sys.executable).with_name("dvc")), "exp", "show", "--csv", "--all-commits"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = _dvc("exp", "show", "--csv", "--all-commits")
     if shown.returncode != 0:
         raise UserError(f"dvc exp show failed: {shown.stderr.strip()}")
-    return list(csv.DictReader(shown.stdout.splitlines()))
+    # Where a metric has the name of a parameter, DVC puts the file in front of the latter.
+    rows = [
+        {name.removeprefix(f"{PARAMS}:"): value for name, value in row.items()}
+        for row in csv.DictReader(shown.stdout.splitlines())
+    ]
+    if _dvc("status", "--quiet").returncode != 0:
+        rows[0].update(dict.fromkeys(SCORES, ""))  # of older parameters than those that stand there now
+    return rows
+
+
+def _dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("dvc")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def comparable(
@@ -65,18 +78,24 @@ def comparable(
     """The rows that differ from the first one in the parameters and seeds only, each once, as numbers.
 
     Args:
-        shown: columns of each experiment, the workspace first; an empty cell is unknown.
+        shown: columns of each experiment, the workspace first, then the newest; of equal ones the first counts.
         parameters: keys that may differ.
         known: keys of all parameters.
+
+    Raises:
+        UserError: a parameter is no number.
     """
     workspace, *_ = rows = list(shown)
+    for key in parameters:
+        if math.isnan(_number(workspace.get(key, ""))):
+            raise UserError(f"{key} = {workspace.get(key)} is no number, so there is no place for it on an axis")
     fixed = [key for key in known if key not in (*parameters, *REPEATS)]
     found: dict[tuple[str, ...], dict[str, float]] = {}
     for row in rows:
-        if not row.get("acc") or any(row.get(key) != workspace.get(key) for key in fixed):
+        if math.isnan(_number(row.get("acc", ""))) or any(row.get(key) != workspace.get(key) for key in fixed):
             continue
         identity = tuple(row.get(key, "") for key in (*parameters, *REPEATS))
-        found[identity] = {name: _number(row.get(name, "")) for name in (*parameters, *SCORES)}
+        found.setdefault(identity, {name: _number(row.get(name, "")) for name in (*parameters, *SCORES)})
     return list(found.values())
 
 

@@ -13,7 +13,12 @@ import pytest
 from PIL import Image
 from project import ROOT, Conr, run_conr, write_params
 
+from conr.data.store import open_store
+from conr.errors import UserError
+from conr.parameters import PretrainStage
+from conr.training.checkpoints import save_weights
 from stages import params_file
+from stages.pretrain import fresh_model
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +56,20 @@ def refused(folder: Path, *arguments: str) -> str:
         ({"k2": 21}, "k2 = 21 is larger than k1 = 20"),
         ({"optimiser": {"schedule_epochs": 3}}, "optimiser.schedule_epochs = 3 is shorter than"),
         ({"optimiser": {"warmup_epochs": 10}}, "optimiser.warmup_epochs = 10 leaves nothing"),
+        ({"evaluate": {"context": 19}}, "k1 = 20 is larger than evaluate.context = 19"),
+        ({"host": {"framework": "moco"}}, "host.framework = moco needs finetune.instance above 0"),
+        (
+            {"host": {"framework": "dino"}},
+            "host.framework = 'dino' should be 'barlow-twins', 'byol', 'moco' or 'simsiam'",
+        ),
+        ({"network": {"bn_group": 96}}, "network.bn_group = 96 does not divide pretrain.batch_size = 128"),
+        (
+            {"network": {"bn_group": 64}, "finetune": {"batch_size": 200}},
+            "network.bn_group = 64 does not divide finetune.batch_size = 200",
+        ),
+        ({"seeds": [3, 4, 3]}, "seeds = [3, 4, 3] names a seed twice"),
+        ({"seeds": [3, -1]}, "seeds.1 = -1 should be greater than or equal to 0"),
+        ({"seeds": 3}, "seeds = 3 should be a valid list"),
     ],
 )
 def test_impossible_parameters_are_refused_before_anything_runs(
@@ -70,12 +89,36 @@ def test_impossible_parameters_are_refused_before_anything_runs(
         (["--k1", "257"], "k1 = 257 is larger than finetune.batch_size = 256"),
         (["--k1", "5", "--k2", "6"], "k2 = 6 is larger than k1 = 5"),
         (["--clusters", "1798"], "clusters = 1798 is larger than the number of images (1797)"),
-        (["--batch-size", "1798"], "finetune.batch_size = 1798 is larger than the number of images (1797)"),
+        (["--batch-size", "1798"], "finetune.batch_size = 1798 is larger than the number of images to train on (1797)"),
+        (["--framework", "simsiamese"], "Invalid value for '--framework'"),
         (["--kk", "3"], "No such option: --kk"),
     ],
 )
 def test_flags_pass_the_same_checks(packed: Path, flags: list[str], message: str) -> None:
     assert message in refused(packed, "finetune", *flags)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"host": {"framework": "moco"}, "finetune": {"instance": 1.0}},
+        {"host": {"framework": "moco"}, "neighbourhood": {"neighbours": "none"}},
+        {"host": {"framework": "simsiam"}},
+        {"network": {"bn_group": 64}},
+        {"evaluate": {"context": 20}},
+    ],
+    ids=["moco with its loss", "moco without ConNR", "simsiam", "groups that divide", "a context of k1"],
+)
+def test_parameters_that_go_together_are_accepted(changes: dict[str, Any], tmp_path: Path) -> None:
+    write_params(tmp_path, changes)
+    params_file.check_together(params_file.validated(params_file.read(tmp_path / "params.yaml")))
+
+
+def test_group_concordance_alone_is_refused_wherever_features_could_collapse(project: Path) -> None:
+    write_params(project, {"host": {"framework": "barlow-twins"}})
+    params = params_file.validated(params_file.read(project / "params.yaml"))
+    with pytest.raises(UserError, match=r"host\.framework = barlow-twins needs finetune\.instance above 0"):
+        params_file.check_together(params)
 
 
 def test_a_missing_key_is_named_with_its_default(project: Path) -> None:
@@ -120,6 +163,19 @@ def test_stages_in_the_wrong_order_say_what_to_run(project: Path, packed: Path, 
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "finetune")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "extract")
     assert "artifacts/embeddings/pretrained.npy is missing" in refused(tmp_path, "evaluate")
+
+
+def test_weights_of_another_framework_are_refused(packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
+    write_params(tmp_path)
+    params = params_file.validated(params_file.read(tmp_path / "params.yaml"))
+    untrained = fresh_model(
+        PretrainStage(network=params.network, host=params.host), open_store(packed / "artifacts/store").manifest
+    )
+    save_weights(tmp_path / "artifacts/pretrain/weights.safetensors", *untrained)
+    message = refused(tmp_path, "finetune", "--framework", "simsiam")
+    assert "was trained with host.framework = byol, not simsiam; run conr pretrain again" in message
+    assert not (tmp_path / "artifacts/finetune").exists()
 
 
 def test_a_truncated_store_is_refused(packed: Path, tmp_path: Path) -> None:
@@ -189,7 +245,19 @@ def test_a_full_disk_while_training_says_so(packed: Path, small_disk: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["prepare"], ["pretrain"], ["finetune"], ["extract"], ["evaluate"], ["assign"], ["preset"]]
+    "command",
+    [
+        [],
+        ["prepare"],
+        ["pretrain"],
+        ["finetune"],
+        ["extract"],
+        ["evaluate"],
+        ["assign"],
+        ["preset"],
+        ["ablate"],
+        ["sweep"],
+    ],
 )
 def test_help_teaches_and_loads_nothing_heavy(command: list[str], conr: Conr) -> None:
     result = conr(*command, "--help")

@@ -2,27 +2,14 @@
 
 import csv
 import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from project import BIN, ROOT, write_params
+from project import copy_tree, run, write_params
 
 STAGES = ["prepare", "pretrain", "finetune", "extract", "evaluate"]
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a command of the environment in a folder and return what it printed."""
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
 
 
 def stages_run(output: str) -> list[str]:
@@ -34,18 +21,7 @@ def stages_run(output: str) -> list[str]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with this working tree's files and a tiny preset, after its first `dvc repro`."""
     folder = tmp_path_factory.mktemp("clone") / "conr"
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.split("\0"):
-        made_by_a_run = name == "dvc.lock" or name.startswith("results/")
-        if (ROOT / name).is_file() and not made_by_a_run:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    copy_tree(folder)
     write_params(folder)
     run(folder, "git", "init", "--quiet")
     run(folder, "git", "config", "user.email", "test@example.org")
@@ -55,14 +31,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = run(folder, "dvc", "repro")
     assert stages_run(output) == STAGES
     assert "fine-tuned (ConNR)" in output
+    assert "One seed (0): other seeds give other scores" in output
     assert "report       results/report.html" in output
     return folder
 
 
 def test_results_are_there_and_belong_together(clone: Path) -> None:
     metrics = json.loads((clone / "results/metrics.json").read_text())
-    assert metrics["images"] == 1797
-    assert metrics["gain"]["acc"] == pytest.approx(metrics["acc"] - metrics["pretrained"]["acc"], abs=1e-4)
+    assert (metrics["images"], metrics["seeds"]) == (1797, 1)
+    assert {"acc", "nmi", "ari", "class_acc", "silhouette", "balance", "spread"} <= metrics["pretrained"].keys()
+    assert metrics["pretrained"].keys() <= metrics.keys()
+    assert not {"deviation", "seed"} & metrics.keys(), "one seed has no deviation"
+    assert metrics["gain"]["acc"] == pytest.approx(metrics["acc"] - metrics["pretrained"]["acc"], abs=2e-4)
     with (clone / "results/assignments.csv").open() as file:
         rows = list(csv.DictReader(file))
     sizes = np.bincount([int(row["cluster"]) for row in rows], minlength=10)
@@ -106,10 +86,34 @@ def test_an_experiment_reruns_only_what_depends_on_it_and_is_shown_beside_its_sc
     assert all(0 < float(row["acc"]) <= 1 for row in table)
 
 
-def test_plots_show_losses_scores_confusion_and_sizes(clone: Path) -> None:
+def test_a_sweep_draws_the_experiments_that_differ_in_its_parameter_only(clone: Path) -> None:
+    run(clone, "git", "checkout", "--quiet", "--", ".")  # back to fr = 0.8 and three restarts
+    run(clone, "dvc", "exp", "run", "--queue", "-S", "fr=0.9")
+    assert stages_run(run(clone, "dvc", "exp", "run", "--run-all")) == ["finetune", "extract", "evaluate"]
+    assert "3 experiments in results/sweeps/fr.png" in run(clone, "conr", "sweep", "fr")
+    with (clone / "results/sweeps/fr.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["fr"] for row in rows] == ["0.7", "0.8", "0.9"]
+    assert all(0 < float(row[score]) < 1 for row in rows for score in ("acc", "nmi", "ari"))
+    assert float(rows[1]["acc"]) == json.loads((clone / "results/metrics.json").read_text())["acc"]
+
+    run(clone, "dvc", "plots", "show", "results/sweeps/fr.png", "--out", "sweep")
+    (figure,) = (clone / "sweep/static").iterdir()
+    assert figure.read_bytes() == (clone / "results/sweeps/fr.png").read_bytes()
+    assert f"static/{figure.name}" in (clone / "sweep/index.html").read_text()
+
+
+def test_plots_show_losses_scores_purity_confusion_and_sizes(clone: Path) -> None:
     run(clone, "dvc", "plots", "show", "--out", "plots")
     page = (clone / "plots/index.html").read_text()
-    for title in ("Loss (BYOL, then ConNR)", "Scores during ConNR", "Labels against matched clusters", "Cluster sizes"):
+    for title in (
+        "Loss (BYOL, then ConNR)",
+        "Scores during ConNR",
+        "Spread of the features and balance of the clusters during ConNR",
+        "Share of the K nearest neighbours",
+        "Labels against matched clusters",
+        "Cluster sizes",
+    ):
         assert title in page
     assert len(list((clone / "plots/static").glob("*gallery.png"))) == 1
 
@@ -123,5 +127,7 @@ def test_without_labels_it_says_what_cannot_be_known(clone: Path) -> None:
     assert "acc" not in metrics
     assert set(metrics["gain"]) == {"silhouette", "balance"}
     assert "label" not in (clone / "results/assignments.csv").read_text().splitlines()[0]
-    assert not (clone / "results/figures/confusion.png").exists()
+    figures = {path.stem for path in (clone / "results/figures").iterdir()}
+    assert figures == {"gallery", "map", "cluster_sizes", "training", "neighbours"}
+    assert len((clone / "results/plots/neighbour_purity.csv").read_text().splitlines()) == 1, "a header without rows"
     run(clone, "dvc", "plots", "show", "--out", "plots")

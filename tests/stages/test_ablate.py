@@ -252,7 +252,7 @@ def test_without_labels_it_is_refused(project: Path) -> None:
     ("seeds", "message"),
     [
         ("x", "'x' should be whole numbers such as 0,1,2"),
-        ("-1", "seed = -1 should be greater than or equal to 0"),
+        ("-1", "seeds.0 = -1 should be greater than or equal to 0"),
         ("0,0", "seed"),
         ("", "seed"),
     ],

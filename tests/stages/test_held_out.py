@@ -18,7 +18,16 @@ from conr.metrics import label_scores
 from conr.parameters import EvaluateStage, FinetuneStage, ParamsFile, PretrainStage
 from conr.progress import Advance, silent
 from stages import evaluate, finetune, params_file, pretrain
-from stages.paths import ASSIGNMENTS, CENTROIDS, EMBEDDINGS, FINETUNE_LOG, METRICS, PRETRAINED_EMBEDDINGS, STORE
+from stages.paths import (
+    ASSIGNMENTS,
+    CENTROIDS,
+    EMBEDDED_SEEDS,
+    EMBEDDINGS,
+    FINETUNE_LOG,
+    METRICS,
+    PRETRAINED_EMBEDDINGS,
+    STORE,
+)
 
 TRAINED, ALL = 1438, 1797
 CHANGES: dict[str, Any] = {
@@ -85,6 +94,7 @@ def embeddings(params: ParamsFile) -> NDArray[np.float32]:
     EMBEDDINGS.parent.mkdir(parents=True, exist_ok=True)
     for path in (EMBEDDINGS, PRETRAINED_EMBEDDINGS):
         np.save(path, units)
+    EMBEDDED_SEEDS.write_text(json.dumps([params.seed]))
     return units
 
 

@@ -93,7 +93,7 @@ def test_each_seed_has_its_own_weights_log_and_embeddings(finished: Path) -> Non
 def test_a_seed_alone_gives_the_same_weights(finished: Path, pretrained: Path, seed: int, seeds: list[int]) -> None:
     finetune.run(parameters(seed, seeds), silent)
     assert FINETUNED.read_bytes() == weights_of(finished, (seeds or [seed])[0]).read_bytes()
-    assert not list(FURTHER_SEEDS.iterdir())
+    assert [path.name for path in FURTHER_SEEDS.iterdir()] == ["seeds.json"]
 
 
 def test_the_second_seed_alone_gives_the_same_embeddings(finished: Path, tmp_path: Path) -> None:
@@ -195,4 +195,10 @@ def test_fewer_seeds_leave_nothing_of_the_others_behind(finished: Path, pretrain
     """Else extract would embed the weights of an earlier run, and evaluate could take them for this one's."""
     shutil.copytree(finished / FURTHER_SEEDS, FURTHER_SEEDS)
     finetune.run(parameters(0, [3]), silent)
-    assert not list(FURTHER_SEEDS.iterdir())
+    assert [path.name for path in FURTHER_SEEDS.iterdir()] == ["seeds.json"]
+
+
+def test_embeddings_of_other_seeds_are_not_taken_for_those_asked_for(finished: Path) -> None:
+    result = run_conr(finished, "evaluate", "--seeds", "3")
+    assert result.returncode == 2
+    assert "the embeddings are of seeds [3, 4], not [3]; run conr finetune and conr extract first" in result.stderr

@@ -14,7 +14,7 @@ from PIL import Image
 
 from conr.errors import UserError
 from conr.export import INPUT, OUTPUT, export, open_session
-from conr.networks import Network
+from conr.networks import Encoder, Network, mlp
 from conr.progress import silent
 from stages import assign
 from stages.paths import CENTROIDS, ENCODER
@@ -42,7 +42,8 @@ class Project:
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    network = Network("resnet18", 4, "cifar", 16, DIMENSION).train()
+    encoder = Encoder("resnet18", 4, "cifar")
+    network = Network(encoder, mlp(encoder.features, 16, DIMENSION)).train()
     with torch.no_grad():
         network(torch.rand(16, 3, SIZE, SIZE))
     path = tmp_path_factory.mktemp("encoder") / "encoder.onnx"

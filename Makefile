@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 clean
+.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -37,6 +37,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(ENVIRONMENT)
 	@$(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+bench-neighbourhood: $(READY)  ## Tables of docs/performance.md: ConAff against the published procedure
+	@python bench/neighbourhood.py
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)
 	rm -rf $(ENVIRONMENT) .conr artifacts results

@@ -3,9 +3,8 @@
     make bench-neighbourhood      # about three minutes on two CPU cores
 
 Each cell is a process of its own (its memory is the peak above what was there before), the median of repeats, one above
-2,048. The plain
-procedure is what Eq. 3-7 say with dense matrices: the similarity of all pairs, a full sort, products with the (B, B)
-adjacency matrix. "conr identical" counts the samples whose neighbours are the same, in the same order.
+2,048. The plain procedure is what Eq. 3-7 say with dense matrices: the similarity of all pairs, a full sort, products
+with the (B, B) adjacency matrix. "conr identical" counts the samples whose neighbours are the same, in the same order.
 """
 
 import argparse

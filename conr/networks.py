@@ -221,6 +221,19 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def deep_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """The projector of SimSiam and Barlow Twins: Linear → BatchNorm → ReLU, twice, → Linear; no biases."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, outputs, bias=False),
+    )
+
+
 def _with_noise(features: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     noise = torch.randn(features.shape, device=features.device, generator=generator)
     return features + deviation * noise

@@ -83,8 +83,7 @@ def stage_command(name: str, view: type[Parameters], summary: str) -> Callable[.
         params_file.check_together(params)
         if name != "prepare":
             params_file.check_against_data(params, STORE / "manifest.json")
-        selected = view.model_validate({field: getattr(params, field) for field in view.model_fields})
-        run_stage(name, selected)
+        run_stage(name, params_file.view_of(view, params))
 
     command.__doc__ = summary
     signature = [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import faiss
 import torch
@@ -19,19 +19,17 @@ import torch
 from conr.data.store import open_store
 from conr.errors import UserError
 from conr.evaluation import evaluate
-from conr.parameters import FinetuneStage, Parameters, ParamsFile, PretrainStage
+from conr.parameters import FinetuneStage, ParamsFile, PretrainStage
 from conr.progress import Advance, Progress, silent
 from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
 from conr.training.compute import Compute, clean_features
 from conr.training.group import finetune
 from conr.training.instance import pretrain
 from conr.training.log import Row, read_log, write_log
-from stages.params_file import changed, check_together
+from stages.params_file import changed, check_together, view_of
 from stages.paths import EXPERIMENTS, STORE
 from stages.pretrain import fresh_model
 from stages.scratch import scratch
-
-View = TypeVar("View", bound=Parameters)
 
 SCORES = "scores.json"
 WEIGHTS = "weights.safetensors"
@@ -164,7 +162,7 @@ def _use_threads(count: int) -> None:
 
 
 def _pretrain(params: ParamsFile, folder: Path) -> None:
-    stage = _view(PretrainStage, params)
+    stage = view_of(PretrainStage, params)
     store = open_store(STORE)
     model, description = fresh_model(stage, store.manifest)
     checkpoint = Checkpoint(folder / "checkpoint")
@@ -174,7 +172,7 @@ def _pretrain(params: ParamsFile, folder: Path) -> None:
 
 
 def _finetune(params: ParamsFile, pretrained: Path, folder: Path) -> None:
-    stage = _view(FinetuneStage, params)
+    stage = view_of(FinetuneStage, params)
     store = open_store(STORE)
     model, description = load_weights(pretrained / WEIGHTS)
     checkpoint = Checkpoint(folder / "checkpoint")
@@ -211,7 +209,3 @@ def _finish(params: ParamsFile, folder: Path, rows: list[Row], checkpoint: Check
 def _outcome(before: Path, after: Path) -> Outcome:
     pretrained, finetuned = (json.loads((folder / SCORES).read_text()) for folder in (before, after))
     return Outcome(pretrained, finetuned, read_log(after / LOG))
-
-
-def _view(stage: type[View], params: ParamsFile) -> View:
-    return stage.model_validate({field: getattr(params, field) for field in stage.model_fields})

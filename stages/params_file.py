@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -16,6 +16,7 @@ from conr.parameters import Host, Parameters, ParamsFile
 
 PARAMS = Path("params.yaml")
 Key = tuple[str, ...]
+View = TypeVar("View", bound=Parameters)
 
 
 class _Loader(yaml.SafeLoader):
@@ -95,6 +96,11 @@ def changed(params: ParamsFile, changes: Mapping[str, Any]) -> ParamsFile:
             group = group[part]
         group[name] = value
     return validated(content, "changes")
+
+
+def view_of(view: type[View], params: ParamsFile) -> View:
+    """The parameters that a stage reads."""
+    return view.model_validate({field: getattr(params, field) for field in view.model_fields})
 
 
 def check_together(params: ParamsFile) -> None:

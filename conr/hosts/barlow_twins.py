@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from conr.hosts import Host
-from conr.networks import Pair
+from conr.networks import Pair, deep_mlp
 
 EPSILON = 1e-5  # as batch normalisation
 
@@ -18,15 +18,7 @@ class BarlowTwins(Host):
     @staticmethod
     def projector(inputs: int, hidden: int, dimension: int) -> nn.Module:
         """Three linear layers, the first two with BatchNorm and ReLU."""
-        return nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, dimension, bias=False),
-        )
+        return deep_mlp(inputs, hidden, dimension)
 
     @staticmethod
     def predictor(dimension: int, hidden: int, deviation: float) -> nn.Module:

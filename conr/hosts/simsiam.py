@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from conr.hosts import Host
-from conr.networks import Pair
+from conr.networks import Pair, deep_mlp
 from conr.objectives import instance_concordance, symmetrised
 
 BOTTLENECK = 4  # the predictor's hidden layer has a quarter of the features' length
@@ -17,16 +17,7 @@ class SimSiam(Host):
     @staticmethod
     def projector(inputs: int, hidden: int, dimension: int) -> nn.Module:
         """Three linear layers, each with BatchNorm; the last one without an affine map or a ReLU."""
-        return nn.Sequential(
-            nn.Linear(inputs, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, hidden, bias=False),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, dimension, bias=False),
-            nn.BatchNorm1d(dimension, affine=False),
-        )
+        return deep_mlp(inputs, hidden, dimension).append(nn.BatchNorm1d(dimension, affine=False))
 
     @staticmethod
     def predictor(dimension: int, hidden: int, deviation: float) -> nn.Module:

@@ -63,6 +63,7 @@ def decode(uri: str) -> Image.Image:
         ("", "0.9", None),
         ("nan", "0.9", None),
         ("0.9 ± 0.1", "0.9", None),
+        ("0.231", "0.224 ± 0.002", "−0.007"),
     ],
 )
 def test_difference(before: str, after: str, change: str | None) -> None:

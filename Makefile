@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood clean
+.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood bench-training-step clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -37,6 +37,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(ENVIRONMENT)
 	@$(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+bench-training-step: $(READY)  ## Table of docs/performance.md: the training step against lightly's
+	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@python bench/training_step.py
 
 bench-neighbourhood: $(READY)  ## Tables of docs/performance.md: ConAff against the published procedure
 	@python bench/neighbourhood.py

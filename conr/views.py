@@ -183,7 +183,7 @@ def shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     sector = (sector + 6 * shift.view(-1, 1, 1)).unsqueeze(1)
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=pixels.device).view(1, 3, 1, 1)
+    offsets = torch.arange(5, 0, -2, device=pixels.device).view(1, 3, 1, 1)
     n = torch.remainder(sector + offsets, 6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(n, 4 - n).clamp(0, 1)
 

@@ -1,5 +1,7 @@
 """Where and in which number format to compute, chosen once per stage."""
 
+import ctypes
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from conr.progress import Progress
 from conr.views import to_pixels
 
 FEATURE_BATCH = 1024
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Compute:
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device: cuda was asked for, but PyTorch finds no CUDA device; use --device auto or cpu")
         chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        if chosen.type == "cpu":
+            _keep_freed_memory()
         if precision == "auto":
             precision = "bfloat16" if _computes_in_bfloat16(chosen) else "float32"
         return cls(chosen, getattr(torch, precision))
@@ -56,7 +61,10 @@ class Compute:
 
     def batch(self, images: Tensor, indices: Tensor) -> Tensor:
         """The images at the indices (both wherever `place` put the images), on the device."""
-        return images[indices.to(images.device)].to(self.device, non_blocking=True)
+        batch = images[indices]
+        if batch.device.type != self.device.type:
+            batch = batch.pin_memory().to(self.device, non_blocking=True)  # pinned: the host need not wait
+        return batch
 
 
 @torch.no_grad()
@@ -89,6 +97,17 @@ def clean_features(
             "Lower optimiser.base_learning_rate, or set precision to float32, and train it again"
         )
     return result
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step; other C libraries are left as they are.
+
+    By default it hands large tensors back to the kernel, which then has to clear every page of the next ones.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def _computes_in_bfloat16(device: torch.device) -> bool:

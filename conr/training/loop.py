@@ -125,10 +125,10 @@ def train(
             generator, own_generator = (epoch_generator(recipe, epoch, compute.device, stream) for stream in (0, 1))
             noise = recipe.noise if recipe.first_epoch + epoch >= recipe.optimiser.warmup_epochs else 0.0
             total = torch.zeros((), device=compute.device)
-            for step, indices in enumerate(_batches(len(images), recipe.batch_size, generator)):
+            for step, (indices, places) in enumerate(_batches(images, recipe.batch_size, generator)):
                 moment = recipe.first_epoch + epoch + step / steps
                 _set_rates(optimiser, recipe, moment)
-                first, second = two_views(compute.batch(images, indices), recipe.views, recipe.crop_scale, generator)
+                first, second = two_views(compute.batch(images, places), recipe.views, recipe.crop_scale, generator)
                 with compute.autocast():
                     outputs = model(first, second, own_generator, noise)
                 loss = objective.loss(outputs, indices)
@@ -170,10 +170,16 @@ def epoch_generator(recipe: Recipe, epoch: int, device: torch.device, stream: in
     return torch.Generator(device).manual_seed(int(seed) & (2**63 - 1))
 
 
-def _batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    order = torch.randperm(count, device=generator.device, generator=generator)
-    for step in range(count // batch_size):
-        yield order[step * batch_size : (step + 1) * batch_size]
+def _batches(images: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """The indices of an epoch's batches, on the generator's device and where the images are.
+
+    Both are made once an epoch: a copy to the host in every step would make it wait for the GPU.
+    """
+    order = torch.randperm(len(images), device=generator.device, generator=generator)
+    places = order.to(images.device)
+    for first in range(0, len(images) - batch_size + 1, batch_size):
+        batch = slice(first, first + batch_size)
+        yield order[batch], places[batch]
 
 
 def _optimiser(model: Siamese, recipe: Recipe) -> torch.optim.SGD:

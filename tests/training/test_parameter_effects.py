@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conr import hosts, networks, views
 from conr.hosts import host_class
-from conr.networks import Outputs, Siamese
+from conr.networks import Outputs, Pair, Siamese
 from conr.parameters import FinetuneStage, Parameters, PretrainStage
 from conr.training import group, instance, loop
 from conr.training.checkpoints import Checkpoint
@@ -333,12 +333,12 @@ class Tracer:
 
         return traced
 
-    def _batches(self, original: Callable[..., Iterator[Tensor]]) -> Callable[..., Iterator[Tensor]]:
-        def traced(*arguments: Any) -> Iterator[Tensor]:
-            for step, indices in enumerate(original(*arguments), start=1):
+    def _batches(self, original: Callable[..., Iterator[Pair]]) -> Callable[..., Iterator[Pair]]:
+        def traced(*arguments: Any) -> Iterator[Pair]:
+            for step, (indices, places) in enumerate(original(*arguments), start=1):
                 self.step, self.view = step, 0
                 self.note("batch", indices)
-                yield indices
+                yield indices, places
 
         return traced
 

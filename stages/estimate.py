@@ -138,8 +138,9 @@ def report(trials: dict[str, Trial], free: int, memory: int) -> list[str]:
 
 def duration(seconds: float) -> str:
     """Time for people: its two largest units."""
+    seconds = round(seconds)
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds} s"
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
     (large, large_size), (small, small_size) = next(pair for pair in itertools.pairwise(units) if seconds >= pair[0][1])
     whole = round(seconds / small_size) * small_size

@@ -215,7 +215,7 @@ def try_out(stage: str, params: ParamsFile, folder: Path, progress: Progress, as
         memory=peak + untried * (pixels + features),
         device_memory=torch.cuda.max_memory_reserved() + untried * pixels if on_gpu else None,
         weights=sum(tensor.nbytes for tensor in model.state_dict().values()),
-        device=torch.cuda.get_device_name() if on_gpu else f"the CPU with {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name() if on_gpu else f"the CPU (threads: {torch.get_num_threads()})",
     )
 
 

@@ -142,7 +142,7 @@ def trial(seconds_a_step: float, epochs: int, runs: int = 1) -> Trial:
         images=1_000, step_flops=2_000_000_000, step=seconds_a_step, start=0, end=0, save=0, checkpoint=50_000_000
     )
     cost = Cost(measured, 1_000, 100, epochs, ends=epochs, runs=runs)
-    return Trial(cost, memory=2_000_000_000, device_memory=None, weights=20_000_000, device="the CPU with 2 threads")
+    return Trial(cost, memory=2_000_000_000, device_memory=None, weights=20_000_000, device="the CPU (threads: 2)")
 
 
 def test_the_total_counts_every_seed_of_finetune_and_pretrain_once() -> None:

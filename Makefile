@@ -4,7 +4,8 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood bench-training-step clean
+.PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood \
+  bench-training-step bench-estimate clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -44,6 +45,9 @@ bench-training-step: $(READY)  ## Table of docs/performance.md: the training ste
 
 bench-neighbourhood: $(READY)  ## Tables of docs/performance.md: ConAff against the published procedure
 	@python bench/neighbourhood.py
+
+bench-estimate: $(READY)  ## Table of docs/performance.md: conr estimate against the digits preset's real time
+	@python bench/estimate.py
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)
 	rm -rf $(ENVIRONMENT) .conr artifacts results

@@ -30,7 +30,7 @@ from stages.paths import (
 )
 from stages.report import NO_LABELS, cluster_names, compose_report, draw_figures, label_names, score_rows, seeds_note
 from stages.results import Results
-from stages.tables import write_assignments
+from stages.tables import aligned, write_assignments
 
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbours, the page
 
@@ -130,12 +130,7 @@ def _summary(results: Results, store: Store) -> str:
     rows = score_rows(results)
     titles = [title for title in rows[-1] if title != "features"]
     table = [["", *titles]] + [[row["features"], *(row.get(title, "–") for title in titles)] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        name.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:], strict=True))
-        for name, *cells in table
-    ]
-    lines += ["", seeds_note(results)]
+    lines = [*aligned(table), "", seeds_note(results)]
     if store.labels is None:
         lines.append(NO_LABELS)
     lines += [

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,6 +98,27 @@ def changed(params: ParamsFile, changes: Mapping[str, Any]) -> ParamsFile:
     return validated(content, "changes")
 
 
+def settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted key, from texts such as "boundary.filter=none" (as `dvc exp run -S` takes them).
+
+    Raises:
+        UserError: a text without a value, or a key that does not exist.
+    """
+    known = [".".join(path) for path, _ in leaves(ParamsFile)]
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"--set {text} should be KEY=VALUE, such as pretrain.epochs=800")
+        if key not in known:
+            raise UserError(f"--set {text}: {_unknown(key)}")
+        try:
+            found[key] = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: {value} is not valid YAML") from error
+    return found
+
+
 def view_of(view: type[View], params: ParamsFile) -> View:
     """The parameters that a stage reads."""
     return view.model_validate({field: getattr(params, field) for field in view.model_fields})
@@ -185,8 +206,12 @@ def _needs_instance_loss(framework: str) -> bool:
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        known = [".".join(path) for path, _ in leaves(ParamsFile)] + list(ParamsFile.model_fields)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        return _unknown(key)
     message = problem["msg"].removeprefix("Input should be ")
     return f"{key} = {problem['input']!r} should be {message}"
+
+
+def _unknown(key: str) -> str:
+    known = [".".join(path) for path, _ in leaves(ParamsFile)] + list(ParamsFile.model_fields)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")

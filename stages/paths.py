@@ -25,3 +25,4 @@ SWEEPS = Path("results/sweeps")
 ABLATION = Path("results/ablation")
 CHECKPOINTS = Path(".conr/checkpoints")  # scratch, no artifact: below $DVC_ROOT
 EXPERIMENTS = Path(".conr/experiments")  # likewise
+TRIALS = Path(".conr")  # likewise; conr estimate writes below it and cleans up

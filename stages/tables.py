@@ -1,4 +1,4 @@
-"""The table that says which cluster each image is in."""
+"""Tables: which cluster each image is in, as a file; and rows of text for the console."""
 
 import csv
 from collections.abc import Sequence
@@ -36,6 +36,15 @@ def write_assignments(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS if labels is None else (*COLUMNS, "label"))
         writer.writerows(zip(*columns, strict=True))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text: the first cell of each row on the left, the others under each other on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        name.ljust(widths[0]) + "".join(cell.rjust(width + 3) for cell, width in zip(cells, widths[1:], strict=True))
+        for name, *cells in rows
+    ]
 
 
 def _decimals(values: NDArray[np.float32]) -> list[str]:

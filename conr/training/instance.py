@@ -45,7 +45,6 @@ class InstanceConcordance:
         self.model, self.images, self.compute, self.labels = model, images, compute, labels
         self.host, self.settings = host, parameters.pretrain
         self.warmup_epochs = parameters.optimiser.warmup_epochs
-        self.every, self.last = max(self.settings.epochs // LOOKS, 1), self.settings.epochs - 1
         self.pseudo_labels = PseudoLabels(model, images, compute, self.settings.prototypes, parameters.seed)
         self.scattering = 0.0
 
@@ -66,7 +65,7 @@ class InstanceConcordance:
 
     def end_epoch(self, epoch: int) -> Row:
         """Log how spread the features are (collapse shows here), and scores if there are labels."""
-        if (epoch + 1) % self.every and epoch != self.last:
+        if not examined(epoch, self.settings.epochs):
             return {}
         features = clean_features(self.model.target, self.images, self.compute, silent, "look")
         row: Row = {"spread": feature_spread(features)}
@@ -83,6 +82,11 @@ class InstanceConcordance:
         """Take over the host's memory and the last centroids."""
         self.host.load_state(state)
         self.pseudo_labels.load_state(state)
+
+
+def examined(epoch: int, epochs: int) -> bool:
+    """Whether the log takes a look at the features after this epoch, counted from 0; after the last one it does."""
+    return (epoch + 1) % max(epochs // LOOKS, 1) == 0 or epoch == epochs - 1
 
 
 def scattering(outputs: Outputs, members: Tensor, temperature: float) -> Tensor:

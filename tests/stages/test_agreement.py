@@ -49,7 +49,8 @@ def test_paths_and_pipeline_name_the_same_artifacts() -> None:
     outs = {out for stage in PIPELINE["stages"].values() for out in stage["outs"]}
     outs |= set(PIPELINE["stages"]["evaluate"]["metrics"][0])
     known = {value.as_posix() for value in vars(paths).values() if isinstance(value, Path)}
-    known -= {path.as_posix() for path in (paths.CHECKPOINTS, paths.EXPERIMENTS, paths.ABLATION, paths.SWEEPS)}
+    beside = (paths.CHECKPOINTS, paths.EXPERIMENTS, paths.TRIALS, paths.ABLATION, paths.SWEEPS)
+    known -= {path.as_posix() for path in beside}
     inside = {path for path in known if any(path.startswith(f"{out}/") for out in outs)}
     assert known - inside == outs - {"artifacts/embeddings"}
     embeddings = {paths.EMBEDDINGS, paths.PRETRAINED_EMBEDDINGS, paths.FURTHER_EMBEDDINGS, paths.EMBEDDED_SEEDS}

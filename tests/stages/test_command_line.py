@@ -257,6 +257,7 @@ def test_a_full_disk_while_training_says_so(packed: Path, small_disk: Path, tmp_
         ["preset"],
         ["ablate"],
         ["sweep"],
+        ["estimate"],
     ],
 )
 def test_help_teaches_and_loads_nothing_heavy(command: list[str], conr: Conr) -> None:

@@ -1,10 +1,10 @@
 """A folder as numbered parts that are small enough to be carried between machines, and back again.
 
-    python bench/carry.py pack .conr/table2 .conr/parts      # .conr/parts/0, .conr/parts/1, …: one call each
-    python bench/carry.py unpack .conr/parts .conr/table2
+    python bench/carry.py pack .conr/table2/cifar10-0 .conr/parts      # .conr/parts/0, .conr/parts/1, …: a call each
+    python bench/carry.py unpack .conr/parts .conr/table2/cifar10-0
 
-A part is at most 15 MiB, and a call's folder holds at most four. Its name says its number, how many there are, and its
-checksum; a missing or damaged one is refused. Neither command changes what it reads.
+A part is at most 15.5 MiB, and a call's folder holds at most four. Its name says its number, how many there are, and
+its checksum; a missing or damaged one is refused. Neither command changes what it reads.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-PART = 15 * 2**20  # bytes
+PART = 31 * 2**19  # bytes: 15.5 MiB
 TOGETHER = 4  # parts of a call
 
 

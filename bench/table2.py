@@ -5,7 +5,7 @@
 
 Seed after seed: one pretraining, then the rows that start from it. What is finished is kept in RESULTS/PRESET.json and
 not run again; table and curves beside it are written anew after every slice. What is not finished is kept in STATE, to
-the epoch. Labels enter the scores only.
+the epoch; SIGTERM ends a slice as its last minute does. Labels enter the scores only.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tarfile
 import threading
@@ -89,7 +90,6 @@ def main() -> None:
             kept.add(name, seed, outcome.__dict__, arguments.commit)
         if all(kept.has(row, seed) for row in rows):
             shutil.rmtree(home)
-    stop.cancel()
     missing = sum(not kept.has(row, seed) for row in rows for seed in arguments.seeds)
     kept.write()
     print(kept.table())
@@ -97,22 +97,21 @@ def main() -> None:
 
 
 class Stop:
-    """Kills the processes that train when the time has come; a checkpoint is whole whenever that is."""
+    """Kills the processes that train when the time has come, or on SIGTERM; a checkpoint is whole whenever that is."""
 
     def __init__(self, seconds: float) -> None:
         self.reached = False
-        self._cancelled = threading.Event()
+        self._due = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: self._due.set())
         threading.Thread(target=self._wait, args=(seconds,), daemon=True).start()
 
-    def cancel(self) -> None:
-        """Training is over."""
-        self._cancelled.set()
-
     def _wait(self, seconds: float) -> None:
-        while not self._cancelled.wait(seconds):
-            self.reached, seconds = True, 1  # again: a process may just have been starting
+        self._due.wait(seconds)
+        self.reached = True
+        while True:  # again: a process may just have been starting
             for process in multiprocessing.active_children():
                 process.kill()
+            time.sleep(1)
 
 
 class Kept:

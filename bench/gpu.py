@@ -1,17 +1,20 @@
 """The training step on a GPU: is it right, how fast, where the time goes, and what each lever is worth.
 
-    make bench-gpu                                        # nine minutes of it; the same command goes on
-    python bench/gpu.py --toy --state /tmp/toy            # everything but lightly at toy size, on a CPU, in a minute
+    make bench-gpu                                        # seven minutes or a little more; the same command goes on
+    python bench/gpu.py --toy --state /tmp/toy            # everything but lightly at toy size, on a CPU
 
-Every cell that is finished is kept in STATE/cells.json and not run again (delete its line to repeat it); the tables
-of STATE/tables.md are written anew after every cell. The loop that is timed is the one of `conr pretrain` and
-`conr finetune`; parts and levers are patched into it from here. Images are random pixels: no time depends on them.
+Every cell that is finished is kept in STATE/cells.json and not run again (delete its lines to repeat it); the tables
+of STATE/tables.md are written anew after every cell. SIGTERM ends it between cells or in one. The loop that is timed is
+the one of `conr pretrain` and `conr finetune`; parts and levers are patched into it from here. Images are random
+pixels: no time depends on them.
 """
 
 import argparse
 import json
 import platform
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -41,17 +44,19 @@ from conr.training.estimate import measure
 from conr.training.instance import InstanceConcordance, pretrain
 from conr.training.model import build
 
+UNFINISHED = {"failed": "killed the process"}  # what stays of such a cell, which is not tried again
+
 
 def main() -> None:
     """Run the cells that are missing, as long as there is time, and print the tables."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, default=ROOT / ".conr/gpu", help="folder of what is finished")
-    parser.add_argument("--minutes", type=float, default=8.0, help="when to start no further cell; one takes up to 1.5")
+    parser.add_argument("--minutes", type=float, default=7.0, help="when to start no further cell; one can take two")
     parser.add_argument("--toy", action="store_true", help="tiny networks, to try the benchmark itself")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="only these")
     arguments = parser.parse_args()
-    torch.set_float32_matmul_precision("highest")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped in a cell; the same command goes on"))
     arguments.state.mkdir(parents=True, exist_ok=True)
     file = arguments.state / "cells.json"
     found: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
@@ -64,19 +69,30 @@ def main() -> None:
         if name in found or time.monotonic() - started > 60 * arguments.minutes:
             continue
         began = time.monotonic()
-        found[name] = {"failed": "did not end"}  # what kills the process is not tried again
-        save(found, arguments.state)
         try:
-            found[name] = {"device": f"{device_name()}, torch {torch.__version__}", **cell()}
-        except Exception as error:  # a lever may not exist everywhere; the other cells are still worth having
-            found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-        save(found, arguments.state)
+            found[name] = UNFINISHED
+            save(found, arguments.state)
+            found[name] = tried(cell)
+            save(found, arguments.state)
+        except SystemExit:
+            if found[name] == UNFINISHED:
+                del found[name]
+            save(found, arguments.state)
+            raise
         print(f"{name}: {time.monotonic() - began:.0f} s {found[name].get('failed', '')}", flush=True)
         wait()  # after an error of the device itself nothing more can be had of this process
         torch.cuda.empty_cache()
     print(tables(found))
     missing = sum(name not in found for name in cells)
     print(f"\n{missing} of {len(cells)} cells are missing" + ("; go on" if missing else ""))
+
+
+def tried(cell: Callable[[], Row]) -> Row:
+    """What a cell finds, or why it fails: a lever may not exist everywhere, and the others are still worth having."""
+    try:
+        return {"device": f"{device_name()}, torch {torch.__version__}", **cell()}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
 def save(found: Mapping[str, Row], folder: Path) -> None:

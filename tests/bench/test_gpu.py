@@ -1,8 +1,10 @@
 """The GPU benchmark at toy size: every cell ends, every path is right, and what is finished is not run again."""
 
 import json
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,21 @@ def test_finished_cells_are_kept_and_shown(state: Path) -> None:
     assert (state / "cells.json").read_bytes() == before
     assert (state / "tables.md").read_text() in tables
     assert [line[3:] for line in tables.splitlines() if line.startswith("## ")] == list(TABLES)
+
+
+def test_a_cell_that_is_stopped_is_missing_again(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "bench/gpu.py"), "--toy", "--state", str(tmp_path), "--tables", "numerics"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "cells.json").exists():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.02)
+        assert process.returncode is None, "it ended before its first cell"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "the same command goes on" in errors
+    cells = json.loads((tmp_path / "cells.json").read_text())
+    assert len(cells) < 22
+    assert all("failed" not in cell for cell in cells.values())
 
 
 def test_without_time_nothing_is_started(tmp_path: Path) -> None:

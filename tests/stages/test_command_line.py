@@ -162,7 +162,7 @@ def test_stages_in_the_wrong_order_say_what_to_run(project: Path, packed: Path, 
     shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "finetune")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "extract")
-    assert "artifacts/embeddings/seeds.json is missing" in refused(tmp_path, "evaluate")
+    assert "artifacts/embeddings/embedded.json is missing" in refused(tmp_path, "evaluate")
 
 
 def test_weights_of_another_framework_are_refused(packed: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 .PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood \
-  bench-training-step bench-estimate clean
+  bench-training-step bench-estimate bench-extraction clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -48,6 +48,9 @@ bench-neighbourhood: $(READY)  ## Tables of docs/performance.md: ConAff against 
 
 bench-estimate: $(READY)  ## Table of docs/performance.md: conr estimate against the digits preset's real time
 	@python bench/estimate.py
+
+bench-extraction: $(READY)  ## Tables of docs/performance.md: onnxruntime in float32 and int8 against PyTorch
+	@python bench/extraction.py
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)
 	rm -rf $(ENVIRONMENT) .conr artifacts results

@@ -246,6 +246,16 @@ class Finetune(Parameters):
     boost_neighbours: int = Field(default=50, ge=1, description="Largest neighbour number that DCBoost considers")
 
 
+class Extract(Parameters):
+    """The encoder that leaves as ONNX, and the embeddings of all images through it."""
+
+    precision: Literal["float32", "int8"] = Field(
+        default="float32",
+        description="Number format of the encoder; int8, calibrated on the training images, is for CPUs: several times "
+        "quicker where they have VNNI, refused if its embeddings differ",
+    )
+
+
 class Evaluate(Parameters):
     """Final k-means and scores."""
 
@@ -300,6 +310,7 @@ class ExtractStage(Parameters):
     """The keys that `conr extract` reads."""
 
     device: Device = "auto"
+    extract: Extract = Extract()
 
 
 class EvaluateStage(Parameters):

@@ -99,7 +99,7 @@ def run_experiments(
     folder = scratch() / EXPERIMENTS
     before = {key: folder / f"pretrain-{fingerprint(_pretraining(run), *images)}" for key, run in runs.items()}
     after = {
-        key: folder / f"finetune-{fingerprint(run.model_dump(exclude={'prepare'}), *images)}"
+        key: folder / f"finetune-{fingerprint(run.model_dump(exclude={'prepare', 'extract'}), *images)}"
         for key, run in runs.items()
     }
     pretrainings = {path: (_pretrain, (runs[key], path), runs[key].pretrain.epochs) for key, path in before.items()}

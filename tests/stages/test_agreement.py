@@ -53,7 +53,7 @@ def test_paths_and_pipeline_name_the_same_artifacts() -> None:
     known -= {path.as_posix() for path in beside}
     inside = {path for path in known if any(path.startswith(f"{out}/") for out in outs)}
     assert known - inside == outs - {"artifacts/embeddings"}
-    embeddings = {paths.EMBEDDINGS, paths.PRETRAINED_EMBEDDINGS, paths.FURTHER_EMBEDDINGS, paths.EMBEDDED_SEEDS}
+    embeddings = {paths.EMBEDDINGS, paths.PRETRAINED_EMBEDDINGS, paths.FURTHER_EMBEDDINGS, paths.EMBEDDED}
     assert inside == {path.as_posix() for path in embeddings | {paths.SEEDS}}
 
 

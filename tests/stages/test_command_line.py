@@ -67,6 +67,11 @@ def refused(folder: Path, *arguments: str) -> str:
             {"network": {"bn_group": 64}, "finetune": {"batch_size": 200}},
             "network.bn_group = 64 does not divide finetune.batch_size = 200",
         ),
+        (
+            {"device": "cuda", "extract": {"precision": "int8"}},
+            "extract.precision = int8 is for CPUs, device = cuda is",
+        ),
+        ({"extract": {"precision": "int4"}}, "extract.precision = 'int4' should be 'float32' or 'int8'"),
         ({"seeds": [3, 4, 3]}, "seeds = [3, 4, 3] names a seed twice"),
         ({"seeds": [3, -1]}, "seeds.1 = -1 should be greater than or equal to 0"),
         ({"seeds": 3}, "seeds = 3 should be a valid list"),
@@ -162,7 +167,7 @@ def test_stages_in_the_wrong_order_say_what_to_run(project: Path, packed: Path, 
     shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "finetune")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "extract")
-    assert "artifacts/embeddings/seeds.json is missing" in refused(tmp_path, "evaluate")
+    assert "artifacts/embeddings/embedded.json is missing" in refused(tmp_path, "evaluate")
 
 
 def test_weights_of_another_framework_are_refused(packed: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def _finish(params: ParamsFile, folder: Path, rows: list[Row], checkpoint: Check
     model, _ = load_weights(folder / WEIGHTS)
     compute = Compute.choose(params.device, params.precision)
     model.to(compute.device).to(memory_format=torch.channels_last)
-    features = clean_features(model.target, compute.place(store.images), compute, silent, "features")
+    features = clean_features(model.target, compute.place(store.images), compute, silent, "features").cpu().numpy()
     settings = params.evaluate
     scores = evaluate(
         features,

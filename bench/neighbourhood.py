@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--large",
         action="store_true",
-        help=f"also {SYNTHETIC:,} rows of each kind, their neighbours from an approximate index (about ten minutes)",
+        help=f"also {SYNTHETIC:,} rows of each kind, their neighbours from an approximate index (half an hour)",
     )
     arguments = parser.parse_args()
     if arguments.cell:
@@ -63,10 +63,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
             for count in counts:
-                file = str(Path(folder) / "neighbours.npy")
-                seconds, popular = cell("search", count, kind, file)
-                rest, rest_memory = cell("rest", count, kind, file)
-                whole, memory = cell("graph", count, kind) if count < SYNTHETIC else (float("nan"), float("nan"))
+                seconds, popular = cell("search", count, kind, folder)
+                rest, rest_memory = cell("rest", count, folder)
+                whole, memory = cell("graph", count, folder) if count < SYNTHETIC else (float("nan"), float("nan"))
                 times = f"{seconds:.1f} | {whole:.1f} | {memory:,.0f} | {rest / count * 1e6:.0f} | {rest_memory:,.0f}"
                 print(f"| {kind} | {count:,} | {popular:.0f} | {times} |", flush=True)
 
@@ -132,9 +131,10 @@ def compare(count: int) -> None:
     print((published(features) == conaff(features, K, K1, K2)).all(1).float().mean().item())
 
 
-def search(count: int, kind: str, file: str) -> None:
-    """Time the search for nearest neighbours alone, exact up to the largest size of the table; keep what it finds."""
+def search(count: int, kind: str, folder: str) -> None:
+    """Time the search for nearest neighbours alone, exact but for the largest size; keep the rows and what it finds."""
     features = KINDS[kind](count)
+    np.save(Path(folder) / "rows.npy", features)
     started = time.perf_counter()
     index = faiss.IndexFlatIP(DIMENSION)
     if count == SYNTHETIC:
@@ -144,7 +144,7 @@ def search(count: int, kind: str, file: str) -> None:
     index.add(features)
     _, found = index.search(features, K1)
     seconds = time.perf_counter() - started
-    np.save(file, found)
+    np.save(Path(folder) / "neighbours.npy", found)
     print(seconds, np.bincount(found.ravel()).max() - 1)
 
 
@@ -160,15 +160,15 @@ def conr_cell(count: int) -> None:
     timed(lambda: conaff(features, K, K1, K2), repeats(count))
 
 
-def graph_cell(count: int, kind: str) -> None:
+def graph_cell(count: int, folder: str) -> None:
     """Time conr's ConAff of a whole data set."""
-    timed(partial(conaff_graph, KINDS[kind](count), K, K1, K2), 1)
+    timed(partial(conaff_graph, np.load(Path(folder) / "rows.npy"), K, K1, K2), 1)
 
 
-def rest_cell(count: int, kind: str, file: str) -> None:
+def rest_cell(count: int, folder: str) -> None:
     """Time it with known neighbours."""
-    neighbours = np.load(file)
-    timed(partial(conaff_graph, KINDS[kind](count), K, K1, K2, neighbours=neighbours), 1 if count == SYNTHETIC else 3)
+    rows, neighbours = np.load(Path(folder) / "rows.npy"), np.load(Path(folder) / "neighbours.npy")
+    timed(partial(conaff_graph, rows, K, K1, K2, neighbours=neighbours), 1 if count == SYNTHETIC else 3)
 
 
 KINDS: dict[str, Callable[[int], np.ndarray]] = {"centres": centres, "manifold": manifold}

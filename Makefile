@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood clean
+.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood bench-clustering clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -40,6 +40,9 @@ $(READY): pyproject.toml constraints.txt
 
 bench-neighbourhood: $(READY)  ## Tables of docs/performance.md: ConAff against the published procedure
 	@python bench/neighbourhood.py
+
+bench-clustering: $(READY)  ## Tables of docs/performance.md: k-means against scikit-learn and faiss
+	@python bench/clustering.py
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)
 	rm -rf $(ENVIRONMENT) .conr artifacts results

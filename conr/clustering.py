@@ -76,8 +76,8 @@ def kmeans_tensors(
 ) -> tuple[Tensor, Tensor, float]:
     """k-means on all samples, on the device where they are; of several restarts, the one with the lowest inertia.
 
-    A restart ends when its inertia stands still. It is given up when it would not reach the best of the others even if
-    every iteration that it has left gained as much as its last one (the gains of k-means mostly fall).
+    A restart ends when its inertia stands still. Where each is finished alone, it is given up if it would not reach
+    the best so far even if every iteration left gained as much as its last one (the gains of k-means mostly fall).
 
     Memory beside the features: about 20 bytes a sample and restart, and one block of scores.
 
@@ -200,7 +200,7 @@ class _Lloyd:
             moved = self.means(own, assigned.sums, assigned.sizes)
             rescued = self._rescue(moved, assigned)
             inertias[rows] = torch.where(still, inertia, before)
-            ended = _ended(before, inertia, inertias.min(), iterations - 1 - iteration)
+            ended = before - inertia <= TOLERANCE * inertia
             centroids[rows] = torch.where(still[:, None, None], moved, own)
             going[rows] = still & (~ended | rescued)
         return centroids, inertias

@@ -6,6 +6,7 @@ export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 .PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood \
   bench-training-step bench-estimate bench-extraction clean
+.PHONY: run test check bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood bench-clustering clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -51,6 +52,9 @@ bench-estimate: $(READY)  ## Table of docs/performance.md: conr estimate against
 
 bench-extraction: $(READY)  ## Tables of docs/performance.md: onnxruntime in float32 and int8 against PyTorch
 	@python bench/extraction.py
+
+bench-clustering: $(READY)  ## Tables of docs/performance.md: k-means against scikit-learn and faiss
+	@python bench/clustering.py
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)
 	rm -rf $(ENVIRONMENT) .conr artifacts results

@@ -1,8 +1,8 @@
 """k-means on the unit sphere, for pseudo labels between epochs and for the final clusters.
 
-All restarts go together: one product of all samples with the centroids of all restarts. On a CPU, where work costs more
-than waiting for its outcome, each restart of a large data set is then finished alone, looking only at samples whose
-nearest centroid may have changed.
+All restarts go together: one product of all samples with the centroids of all restarts. A CPU, where products cost more
+than decisions, clusters a large data set by a part of it first and goes on from there with all samples; and it finishes
+each restart alone, looking only at samples whose nearest centroid may have changed.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ LARGE = 10_000  # samples from which a CPU finishes each restart alone
 TOGETHER = 4  # iterations of all restarts together before that
 PART = 4  # of a large data set a CPU first clusters one sample in so many, and then all of them from there
 ENOUGH = 50  # samples a cluster in that part
-PATIENCE = 8  # iterations on a GPU between two looks at what has ended: each look is a wait
+PATIENCE = {"cpu": 1, "cuda": 8}  # iterations between two looks at what has ended: a GPU waits for each look
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,17 @@ def kmeans_tensors(
 ) -> tuple[Tensor, Tensor, float]:
     """k-means on all samples, on the device where they are; of several restarts, the one with the lowest inertia.
 
-    A restart ends when its inertia stands still. It is given up when it would not reach the best of the others even if
-    every iteration that it has left gained as much as its last one (the gains of k-means fall).
+    A restart ends when its inertia stands still. Where each is finished alone, it is given up if it would not reach
+    the best so far even if every iteration left gained as much as its last one (the gains of k-means mostly fall).
+
+    Memory beside the features: about 20 bytes a sample and restart, and one block of scores.
 
     Args:
         features: (N, D) float32, l2-normalised if spherical.
         clusters: K, at most N.
         seed: seed of the initial centroids, different for every restart.
         restarts: how many k-means++ initialisations to try. Labels never choose among them.
-        iterations: largest number of iterations of one restart.
+        iterations: largest number of iterations of one restart; where a part comes first, on it and again on all.
         start: (K, D) centroids to start from instead, on the same device; then there is one run.
         spherical: keep the centroids on the unit sphere (cosine k-means).
 
@@ -183,7 +185,7 @@ class _Lloyd:
 
     def together(self, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         """All restarts in step, from (R, K, D) centroids; returns them at the end, and their (R,) inertias."""
-        patience = 1 if centroids.device.type == "cpu" else PATIENCE
+        patience = PATIENCE[centroids.device.type]
         centroids = centroids.clone()
         inertias = torch.full((len(centroids),), torch.inf, dtype=torch.float64, device=centroids.device)
         going = torch.ones_like(inertias, dtype=torch.bool)
@@ -198,7 +200,7 @@ class _Lloyd:
             moved = self.means(own, assigned.sums, assigned.sizes)
             rescued = self._rescue(moved, assigned)
             inertias[rows] = torch.where(still, inertia, before)
-            ended = _ended(before, inertia, inertias.min(), iterations - 1 - iteration)
+            ended = before - inertia <= TOLERANCE * inertia
             centroids[rows] = torch.where(still[:, None, None], moved, own)
             going[rows] = still & (~ended | rescued)
         return centroids, inertias

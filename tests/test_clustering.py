@@ -231,7 +231,8 @@ def faiss_inertia(features: Features, clusters: int, restarts: int) -> float:
         max_points_per_centroid=len(features),
     )
     run.train(features)
-    return float(run.index.search(features, 1)[0].sum(dtype=np.float64))
+    products, _ = run.index.search(features, 1)
+    return float(2 * len(features) - 2 * products.sum(dtype=np.float64))
 
 
 def test_inertia_is_no_higher_than_that_of_faiss(way: str) -> None:
@@ -256,6 +257,15 @@ def test_blocks_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert np.array_equal(blocks.assignments, whole.assignments)
     assert blocks.centroids == pytest.approx(whole.centroids, abs=1e-6)
     assert blocks.inertia == pytest.approx(whole.inertia, rel=1e-6)
+
+
+def test_looking_rarely_at_what_has_ended_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = overlapping(700)
+    often = kmeans(features, 5, seed=0, restarts=4)
+    monkeypatch.setattr(clustering, "PATIENCE", {"cpu": 8})
+    rarely = kmeans(features, 5, seed=0, restarts=4)
+    assert np.array_equal(rarely.assignments, often.assignments)
+    assert rarely.centroids == pytest.approx(often.centroids, abs=1e-6)
 
 
 def test_the_number_of_threads_changes_nothing_but_rounding(way: str) -> None:

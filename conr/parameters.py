@@ -46,7 +46,7 @@ FractionRatio = Annotated[
 class Parameters(BaseModel):
     """What all declarations share: unknown keys and wrong types are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 class Prepare(Parameters):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.data.pack import decode_all
+from conr.data.reading import read_all
 from conr.data.sources import open_source
 from conr.errors import UserError
 from conr.evaluation import place
@@ -40,8 +40,8 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     broken: list[tuple[str, str]] = []
 
     def batches() -> Iterator[NDArray[np.uint8]]:
-        with progress("assign", len(source.items)) as advance:
-            for chunk, outcomes in decode_all(source.items):
+        with closing(read_all(source.items)) as chunks, progress("assign", len(source.items)) as advance:
+            for chunk, outcomes in chunks:
                 pairs = list(zip(chunk, outcomes, strict=True))
                 broken.extend((item.file, why) for item, why in pairs if isinstance(why, str))
                 good = [(item.file, image) for item, image in pairs if not isinstance(image, str)]

@@ -1,5 +1,6 @@
 """One image file of any kind → a square RGB array."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+READ_AT_ONCE = 2**24  # bytes: of a smaller file Pillow's many small reads cost more than one of the whole
 RESAMPLING = Image.Resampling.BICUBIC
 UPRIGHT = {  # EXIF orientation → what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,9 +40,10 @@ def decode(path: Path, size: int, fit: str) -> NDArray[np.uint8]:
         UnreadableImageError: the file is empty, broken, or larger than Pillow dares to decode.
     """
     try:
-        if path.stat().st_size == 0:
+        length = path.stat().st_size
+        if length == 0:
             raise UnreadableImageError("empty file")
-        with Image.open(path) as image:
+        with Image.open(BytesIO(path.read_bytes()) if length <= READ_AT_ONCE else path) as image:
             image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that resizing drops
             image.load()
             return np.asarray(_square(_to_rgb(_upright(image)), size, fit))
@@ -84,7 +87,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _square(image: Image.Image, size: int, fit: str) -> Image.Image:

@@ -135,7 +135,9 @@ def _files_below(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        prefix = "" if below == Path() else f"{below.as_posix()}/"
+        found += [prefix + name for name in files if not name.startswith(".")]
     return sorted(found)
 
 

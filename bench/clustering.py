@@ -54,8 +54,8 @@ def main() -> None:
         return
     pixels = load_digits().data.astype(np.float32)
     compare("digits, pixels", pixels / np.linalg.norm(pixels, axis=1, keepdims=True), 10, 40, 5)
-    compare("synthetic", synthetic(60_000, 10), 10, 40, 1)
-    compare("synthetic", synthetic(60_000, 20), 20, 5, 1)
+    compare("synthetic", synthetic(60_000, 10), 10, 20, 1)
+    compare("synthetic", synthetic(60_000, 20), 20, 2, 1)
     compare("synthetic", synthetic(100_000, 200), 200, 1, 1)
     print(f"\n{between_epochs()}")
 

@@ -1,5 +1,7 @@
 """k-means on the unit sphere, for pseudo labels between epochs and for the final clusters.
 
+faiss is the quickest for small data sets on a CPU. What follows is for large ones, and for a GPU.
+
 All restarts go together: one product of all samples with the centroids of all restarts. A CPU, where products cost more
 than decisions, clusters a large data set by a part of it first and goes on from there with all samples; and it finishes
 each restart alone, looking only at samples whose nearest centroid may have changed.
@@ -7,6 +9,7 @@ each restart alone, looking only at samples whose nearest centroid may have chan
 
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,8 @@ TOLERANCE = 1e-6  # a restart ends when an iteration gains less than this share 
 ROUNDING = 2e-6  # scores that differ by less, in squared lengths of the longest sample, may be equal
 SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}  # numbers in a block of scores: a processor's cache, a GPU's memory
 CACHED = 1 << 19  # numbers in a block of samples that is read several times: a processor's cache
-LARGE = 10_000  # samples from which a CPU finishes each restart alone
+LARGE = 10_000  # samples from which a CPU does not leave the work to faiss
+ALONE = {"cpu"}  # devices on which each restart is finished alone
 TOGETHER = 4  # iterations of all restarts together before that
 PART = 4  # of a large data set a CPU first clusters one sample in so many, and then all of them from there
 ENOUGH = 50  # samples a cluster in that part
@@ -103,13 +107,15 @@ def kmeans_tensors(
         raise ValueError(f"restarts = {restarts} and iterations = {iterations} must be at least 1")
     if start is not None and start.shape != (clusters, dimension):
         raise ValueError(f"start must have shape {(clusters, dimension)}, got {tuple(start.shape)}")
+    if features.device.type == "cpu" and count < LARGE:
+        return _with_faiss(features, clusters, seed, restarts, iterations, start, spherical)
     centre = torch.zeros_like(features[0]) if spherical else features.mean(0)
     if not spherical:
         features = features - centre  # shorter vectors: closer bounds, smaller rounding errors
     lloyd = _Lloyd(features, spherical)
     if start is not None:
         centroids, inertias = lloyd.run((start - centre).unsqueeze(0), iterations, close=True)
-    elif features.device.type == "cpu" and count >= PART * max(LARGE, ENOUGH * clusters):
+    elif features.device.type in ALONE and count >= PART * max(LARGE, ENOUGH * clusters):
         part = _Lloyd(features[::PART].contiguous(), spherical)
         centroids, _ = part.run(part.spread(_draws(seed, restarts, clusters)), iterations)
         centroids, inertias = lloyd.run(centroids, iterations, close=True)
@@ -158,25 +164,39 @@ class _Lloyd:
         self.longest = self.squares.max().sqrt()
 
     def spread(self, draws: Tensor) -> Tensor:
-        """k-means++: each centroid is a sample drawn by its squared distance to those before; (R, K) to (R, K, D)."""
+        """Greedy k-means++ (Arthur and Vassilvitskii, 2007): (R, K, L) random numbers to (R, K, D) centroids.
+
+        L samples are drawn by their squared distance to the centroids before; the best of them is the next centroid.
+        """
         features, draws = self.features, draws.to(self.features.device)
-        nearest = torch.full((len(draws), len(features)), torch.inf, device=features.device)
-        chosen = (draws[:, 0] * len(features)).long()
+        chosen = (draws[:, 0, 0] * len(features)).long()
+        nearest = self._distances_to_samples(chosen)
         centroids = [features[chosen]]
-        for column in draws.T[1:]:
-            distances = torch.addmm(self.squares, centroids[-1], features.T, alpha=-2)
-            nearest = torch.minimum(nearest, distances.add_(self.squares[chosen].unsqueeze(1)).clamp_(min=0))
+        for column in draws[:, 1:].unbind(1):
             # Whole numbers add up to the same in any order: the draw depends on no device and no number of threads.
             share = nearest / nearest.amax(1, keepdim=True).clamp(min=torch.finfo(nearest.dtype).tiny)
             sums = share.mul_(2**30).long().cumsum(1)
-            place = (column * sums[:, -1]).long().unsqueeze(1)
-            chosen = torch.searchsorted(sums, place, right=True)[:, 0].clamp(max=len(features) - 1)
+            places = (column * sums[:, -1:]).long()
+            candidates = torch.searchsorted(sums, places, right=True).clamp(max=len(features) - 1)
+            closest, least = nearest, torch.full_like(column[:, 0], torch.inf)
+            for candidate in candidates.unbind(1):
+                distances = torch.minimum(nearest, self._distances_to_samples(candidate))
+                potential = distances.sum(1, dtype=torch.float64)
+                better = potential < least
+                least, chosen = torch.where(better, potential, least), torch.where(better, candidate, chosen)
+                closest = torch.where(better.unsqueeze(1), distances, closest)
+            nearest = closest
             centroids.append(features[chosen])
         return torch.stack(centroids, dim=1)
 
+    def _distances_to_samples(self, chosen: Tensor) -> Tensor:
+        """Squared distances of all samples to (R,) samples, (R, N)."""
+        distances = torch.addmm(self.squares, self.features[chosen], self.features.T, alpha=-2)
+        return distances.add_(self.squares[chosen].unsqueeze(1)).clamp_(min=0)
+
     def run(self, centroids: Tensor, iterations: int, close: bool = False) -> tuple[Tensor, Tensor]:
         """All restarts to their end, from (R, K, D) centroids that may be close to it; centroids and (R,) inertias."""
-        if centroids.device.type != "cpu" or len(self.features) < LARGE:
+        if centroids.device.type not in ALONE:
             return self.together(centroids, iterations)
         if not close and iterations > TOGETHER:
             centroids, _ = self.together(centroids, TOGETHER)
@@ -338,8 +358,12 @@ def _ended(before: Tensor, now: Tensor, best: Tensor, left: int) -> Tensor:
 
 
 def _draws(seed: int, restarts: int, clusters: int) -> Tensor:
-    """A random number in [0, 1) for each centroid of each restart, (R, K) float64, the same on every device."""
-    rows = [np.random.default_rng([seed, restart]).random(clusters) for restart in range(restarts)]
+    """Random numbers in [0, 1) for the L candidates of each centroid of each restart, (R, K, L) float64, on the CPU.
+
+    L = 2 + ⌊ln K⌋, as scikit-learn.
+    """
+    shape = clusters, 2 + int(np.log(clusters))
+    rows = [np.random.default_rng([seed, restart]).random(shape) for restart in range(restarts)]
     return torch.from_numpy(np.stack(rows))
 
 
@@ -348,3 +372,37 @@ def _squared_distances(features: Tensor, centroids: Tensor, assignments: Tensor)
     size = max(CACHED // features.shape[1], 1)
     pairs = zip(torch.split(features, size), torch.split(assignments, size), strict=True)
     return torch.cat([(rows - centroids[own]).square().sum(1) for rows, own in pairs])
+
+
+def _with_faiss(
+    features: Tensor,
+    clusters: int,
+    seed: int,
+    restarts: int,
+    iterations: int,
+    start: Tensor | None,
+    spherical: bool,
+) -> tuple[Tensor, Tensor, float]:
+    """`kmeans_tensors` by faiss, one restart after the other."""
+    results = []
+    for restart in range(1 if start is not None else restarts):
+        settings = faiss.ClusteringParameters()
+        settings.niter = iterations
+        settings.seed = int(np.random.SeedSequence([seed, restart]).generate_state(1)[0]) % 2**31
+        settings.spherical = spherical
+        settings.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+        settings.min_points_per_centroid = 1
+        settings.max_points_per_centroid = len(features)  # faiss would silently train on 256 a centroid
+        settings.early_stop_threshold = TOLERANCE
+        run = faiss.Clustering(features.shape[1], clusters, settings)
+        if start is not None:
+            faiss.copy_array_to_vector(start.contiguous().numpy().ravel(), run.centroids)
+        index = faiss.IndexFlatL2(features.shape[1])
+        run.train(features.numpy(), index)
+        centroids = faiss.vector_to_array(run.centroids).reshape(clusters, -1).copy()
+        index.reset()
+        index.add(centroids)
+        squared, assignments = index.search(features.numpy(), 1)
+        results.append((float(squared.sum(dtype=np.float64)), centroids, assignments[:, 0]))
+    inertia, centroids, assignments = min(results, key=lambda result: result[0])
+    return torch.from_numpy(centroids), torch.from_numpy(assignments).long(), inertia

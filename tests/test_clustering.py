@@ -160,7 +160,11 @@ def test_distances_to_centroids_are_euclidean() -> None:
 
 
 # Every way through the code: all restarts in step, each finished alone, and both on a part of the samples first.
-WAYS = {"together": {}, "alone": {"LARGE": 1, "PART": 10**6}, "part": {"LARGE": 1, "ENOUGH": 5}}
+WAYS = {
+    "together": {"LARGE": 1, "ALONE": ()},
+    "alone": {"LARGE": 1, "PART": 10**6},
+    "part": {"LARGE": 1, "ENOUGH": 5},
+}
 
 
 @pytest.fixture(params=WAYS)

@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 clean
+.PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-gpu bench-table2 clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -48,6 +48,13 @@ bench: $(READY)  ## All comparisons of speed, about 20 minutes on two quiet CPU 
 $(addprefix bench-,$(subst _,-,$(SPEED))): bench-%: $(READY)
 	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@python bench/$(subst -,_,$*).py
+
+bench-gpu: $(READY)  ## On a GPU: numerics, speed, shares, levers (docs/gpu.md); the same command goes on
+	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@python bench/gpu.py
+
+bench-table2: $(READY)  ## On a GPU: nine minutes of Table 2 on CIFAR-10 (docs/gpu.md); the same command goes on
+	@python bench/table2.py
 
 clean:  ## Remove the environment, artifacts and results (not DVC's cache)
 	rm -rf $(ENVIRONMENT) .conr artifacts results

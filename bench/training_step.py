@@ -1,15 +1,17 @@
 """The training step of stage 1 against the ordinary one, end to end: images/s from packed or PIL images to new weights.
 
-    make bench-training-step      # about six minutes on two CPU cores; on a GPU, add --batch 512
+    make bench-training-step      # about six minutes on two CPU cores; on a GPU, add --batch 256
 
 "lightly" is BYOL put together from lightly's documented parts (transforms, heads, loss, momentum update): PIL images
-in memory, two DataLoader workers, eager float32, SGD. "conr" is the loop that `conr pretrain` runs, with its defaults.
-Both train the same encoder and heads on the same images with the same views. Each cell is a process of its own; the
-first steps (warm-up, and batches that workers made ahead) are not timed. Cells alternate; a figure is the median.
+in memory, a DataLoader worker a core, eager float32, SGD. "conr" is the loop that `conr pretrain` runs, with its
+defaults. Both train the same encoder and heads on the same images with the same views. Each cell is a process of its
+own; the first steps (warm-up, and batches that workers made ahead) are not timed. Cells alternate; a figure is the
+median.
 """
 
 import argparse
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -24,19 +26,22 @@ import torch
 import yaml
 from PIL import Image
 
-from conr.parameters import PretrainStage
+from conr.parameters import FinetuneStage, Network, PretrainStage
 from conr.training.checkpoints import Checkpoint
+from conr.training.group import finetune
 from conr.training.instance import pretrain
 from conr.training.model import build
 from stages import params_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, SIZE = 8192, 32
+ON_GPU_COUNT = 60_000  # so that no epoch ends in the timed steps
 NETWORKS = {  # changes of the CIFAR-10 preset
     "ResNet-18": {},
     "small": {"network.width": 32, "network.stem": "imagenet", "network.hidden": 512, "network.dimension": 128},
 }
-STEPS = {"ResNet-18": (1, 2), "small": (8, 12)}  # not timed, timed; on a GPU ten times as many
+STEPS = {"ResNet-18": (1, 2), "small": (8, 12)}  # not timed, timed
+ON_GPU = 40  # times as many there: its 16 workers have made two batches each before the first step is done
 SIDES = ("lightly", "conr")
 
 
@@ -55,12 +60,17 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device_name()}, batches of {arguments.batch} images of {SIZE} pixels\n")
     print("| network | lightly, images/s | conr, images/s | ratio |\n|---|---|---|---|")
     for network in arguments.networks:
-        rates: dict[str, list[float]] = {side: [] for side in SIDES}
-        for _, side in itertools.product(range(arguments.repeats), SIDES):
-            command = [sys.executable, __file__, "--cell", side, network, "--batch", str(arguments.batch)]
-            rates[side].append(float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
-        lightly, conr = (statistics.median(rates[side]) for side in SIDES)
+        lightly, conr = compare(network, arguments.batch, arguments.repeats)
         print(f"| {network} | {lightly:,.1f} | {conr:,.1f} | {conr / lightly:.2f} |", flush=True)
+
+
+def compare(network: str, batch: int, repeats: int) -> list[float]:
+    """Median images per second of the ordinary loop and of conr's; each cell is a process of its own."""
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _, side in itertools.product(range(repeats), SIDES):
+        command = [sys.executable, __file__, "--cell", side, network, "--batch", str(batch)]
+        rates[side].append(float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    return [statistics.median(rates[side]) for side in SIDES]
 
 
 def device_name() -> str:
@@ -77,16 +87,16 @@ def parameters(network: str, batch: int) -> PretrainStage:
 
 def images() -> np.ndarray:
     """Images of random pixels: nothing that is timed depends on what they show."""
-    return np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), dtype=np.uint8)
+    count = ON_GPU_COUNT if torch.cuda.is_available() else COUNT
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 class Stopwatch:
     """Images per second of the timed steps; raises `EnoughStepsError` after the last."""
 
-    def __init__(self, network: str, batch: int) -> None:
-        factor = 10 if torch.cuda.is_available() else 1
-        self.skipped, self.timed = (steps * factor for steps in STEPS[network])
-        self.batch, self.count, self.started = batch, 0, 0.0
+    def __init__(self, skipped: int, timed: int, batch: int) -> None:
+        self.skipped, self.timed, self.batch = skipped, timed, batch
+        self.count, self.started = 0, 0.0
 
     def step(self) -> None:
         """Count a step."""
@@ -106,19 +116,35 @@ class EnoughStepsError(Exception):
     """The timed steps are over; holds images per second."""
 
 
+def stopwatch(network: str, batch: int) -> Stopwatch:
+    """The stopwatch of a cell."""
+    factor = ON_GPU if torch.cuda.is_available() else 1
+    skipped, timed = (steps * factor for steps in STEPS[network])
+    return Stopwatch(skipped, timed, batch)
+
+
 def conr_cell(network: str, batch: int) -> float:
     """Images per second of conr's loop."""
     settings = parameters(network, batch)
-    watch = Stopwatch(network, batch)
+    return conr_rate(settings, settings.network, images(), stopwatch(network, batch))
+
+
+def conr_rate(settings: PretrainStage | FinetuneStage, network: Network, pixels: np.ndarray, watch: Stopwatch) -> float:
+    """Images per second of conr's loop in either stage, with fresh networks."""
 
     @contextmanager
     def progress(description: str, total: int, done: int = 0) -> Iterator[object]:
         yield lambda amount, note="": watch.step() if amount else None
 
-    description = settings.network.model_dump() | {"framework": "byol", "mean": [0.5] * 3, "std": [0.25] * 3}
+    description = network.model_dump() | {"framework": "byol", "mean": [0.5] * 3, "std": [0.25] * 3}
+    model = build(description)
     with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder))
         try:
-            pretrain(build(description), images(), None, settings, Checkpoint(Path(folder)), progress)
+            if isinstance(settings, PretrainStage):
+                pretrain(model, pixels, None, settings, checkpoint, progress)
+            else:
+                finetune(model, pixels, None, settings, 0, checkpoint, progress)
         except EnoughStepsError as enough:
             return enough.args[0]
     raise AssertionError("too few steps")
@@ -157,7 +183,7 @@ def lightly_cell(network: str, batch: int) -> float:
         batch,
         shuffle=True,
         drop_last=True,
-        num_workers=2,
+        num_workers=os.cpu_count() or 1,
         persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
@@ -176,7 +202,7 @@ def lightly_cell(network: str, batch: int) -> float:
     optimiser = torch.optim.SGD(
         [*online.parameters(), *predictor.parameters()], lr=0.01, momentum=0.9, weight_decay=5e-4
     )
-    watch = Stopwatch(network, batch)
+    watch = stopwatch(network, batch)
     try:
         while True:
             for first, second in loader:

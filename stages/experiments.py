@@ -19,6 +19,7 @@ import torch
 from conr.data.store import open_store
 from conr.errors import UserError
 from conr.evaluation import evaluate
+from conr.files import atomic_file
 from conr.parameters import FinetuneStage, ParamsFile, PretrainStage
 from conr.progress import Advance, Progress, silent
 from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
@@ -59,11 +60,22 @@ class Outcome:
         pretrained: scores of the features before ConNR.
         finetuned: scores after it.
         curve: the log of the ConNR stage, a row an epoch.
+        pretraining: the log of the stage before, likewise.
     """
 
     pretrained: dict[str, float]
     finetuned: dict[str, float]
     curve: list[dict[str, float]]
+    pretraining: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One row with one seed: its parameters, and the folders of its two stages."""
+
+    params: ParamsFile
+    before: Path
+    after: Path
 
 
 def run_experiments(
@@ -87,33 +99,44 @@ def run_experiments(
     if not seeds:
         raise UserError("there is no seed to run with; name one at least")
     check_together(changed(params, {"seeds": list(seeds)}))
-    runs = {
-        (row.name, seed): changed(params, {**row.changes, "seed": seed, "seeds": []})
-        for row in experiments
-        for seed in seeds
-    }
+    runs = _runs(params, experiments, seeds)
     for run in runs.values():
-        check_together(run)
-    manifest = open_store(STORE).manifest
-    images = (manifest.checksum, manifest.train_count, manifest.score_start, manifest.labels)
-    folder = scratch() / EXPERIMENTS
-    before = {key: folder / f"pretrain-{fingerprint(_pretraining(run), *images)}" for key, run in runs.items()}
-    after = {
-        key: folder / f"finetune-{fingerprint(run.model_dump(exclude={'prepare', 'extract'}), *images)}"
-        for key, run in runs.items()
+        check_together(run.params)
+    pretrainings = {
+        run.before: (_pretrain, (run.params, run.before), run.params.pretrain.epochs) for run in runs.values()
     }
-    pretrainings = {path: (_pretrain, (runs[key], path), runs[key].pretrain.epochs) for key, path in before.items()}
     finetunings = {
-        path: (_finetune, (runs[key], before[key], path), runs[key].finetune.epochs) for key, path in after.items()
+        run.after: (_finetune, (run.params, run.before, run.after), run.params.finetune.epochs) for run in runs.values()
     }
-    waiting_for = {after[key]: before[key] for key in runs}
+    waiting_for = {run.after: run.before for run in runs.values()}
     with progress(
         "experiments", sum(epochs for _, _, epochs in (*pretrainings.values(), *finetunings.values()))
     ) as advance:
         _side_by_side(pretrainings | finetunings, waiting_for, jobs, advance)
-    return {
-        row.name: [_outcome(before[row.name, seed], after[row.name, seed]) for seed in seeds] for row in experiments
-    }
+    return {row.name: [_outcome(runs[row.name, seed]) for seed in seeds] for row in experiments}
+
+
+def finished(
+    params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence[int]
+) -> dict[tuple[str, int], Outcome]:
+    """What an interrupted `run_experiments` has finished, by name of the row and seed."""
+    runs = _runs(params, experiments, seeds)
+    return {key: _outcome(run) for key, run in runs.items() if (run.after / SCORES).exists()}
+
+
+def _runs(params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence[int]) -> dict[tuple[str, int], _Run]:
+    """Every row with every seed. Rows whose pretraining is the same share its folder."""
+    manifest = open_store(STORE).manifest
+    images = (manifest.checksum, manifest.train_count, manifest.score_start, manifest.labels)
+    folder = scratch() / EXPERIMENTS
+    runs = {}
+    for row in experiments:
+        for seed in seeds:
+            own = changed(params, {**row.changes, "seed": seed, "seeds": []})
+            before = folder / f"pretrain-{fingerprint(_pretraining(own), *images)}"
+            after = folder / f"finetune-{fingerprint(own.model_dump(exclude={'prepare', 'extract'}), *images)}"
+            runs[row.name, seed] = _Run(own, before, after)
+    return runs
 
 
 def _side_by_side(tasks: Mapping[Path, Task], waiting_for: Mapping[Path, Path], jobs: int, advance: Advance) -> None:
@@ -202,10 +225,11 @@ def _finish(params: ParamsFile, folder: Path, rows: list[Row], checkpoint: Check
         clustered=store.clustered,
         scored=store.scored,
     ).scores
-    (folder / SCORES).write_text(json.dumps(scores))
+    with atomic_file(folder / SCORES) as temporary:
+        temporary.write_text(json.dumps(scores))
     checkpoint.remove()
 
 
-def _outcome(before: Path, after: Path) -> Outcome:
-    pretrained, finetuned = (json.loads((folder / SCORES).read_text()) for folder in (before, after))
-    return Outcome(pretrained, finetuned, read_log(after / LOG))
+def _outcome(run: _Run) -> Outcome:
+    pretrained, finetuned = (json.loads((folder / SCORES).read_text()) for folder in (run.before, run.after))
+    return Outcome(pretrained, finetuned, read_log(run.after / LOG), read_log(run.before / LOG))

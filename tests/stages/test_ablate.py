@@ -295,7 +295,7 @@ def made_up(dataset: str, count: int, image_size: int, **changes: Any) -> Manife
 
 OUTCOMES = {
     experiment.name: [
-        Outcome({}, {"nmi": 0.5 + number / 100, "acc": 0.6 + number / 100 + seed / 10, "ari": 0.4}, [])
+        Outcome({}, {"nmi": 0.5 + number / 100, "acc": 0.6 + number / 100 + seed / 10, "ari": 0.4}, [], [])
         for seed in range(3)
     ]
     for number, experiment in enumerate(ROWS)

@@ -49,7 +49,7 @@ def differences(name: str, other: str) -> dict[str, Any]:
 
 
 def test_there_is_a_preset_for_everything_that_is_promised() -> None:
-    assert set(FILES) == {"digits", "folder", "released-code", *DATA_SETS}
+    assert set(FILES) == {"digits", "folder", "released-code", "cifar10-200", *DATA_SETS}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -124,7 +124,17 @@ def test_the_released_code_differs_from_the_paper_in_these_values_only() -> None
     assert differences("released-code", "cifar10") == RELEASED
 
 
-@pytest.mark.parametrize("name", [*DATA_SETS, "digits", "folder"])
+def test_the_short_recipe_divides_all_that_is_counted_in_epochs_by_five() -> None:
+    long, short = VALUES["cifar10"], VALUES["cifar10-200"]
+    counted = {key for key in long if key.endswith("epochs")}
+    assert counted == {"pretrain.epochs", "finetune.epochs", "optimiser.warmup_epochs", "optimiser.schedule_epochs"}
+    momentum = "optimiser.target_momentum"
+    assert set(differences("cifar10-200", "cifar10")) == {*counted, momentum}
+    assert all(5 * short[key] == long[key] for key in counted)
+    assert 1 - short[momentum] == pytest.approx(5 * (1 - long[momentum]))
+
+
+@pytest.mark.parametrize("name", [*DATA_SETS, "cifar10-200", "digits", "folder"])
 def test_what_the_paper_does_not_have_is_off(name: str) -> None:
     values = VALUES[name]
     extras = ("pretrain.scattering", "pretrain.noise", "finetune.instance", "finetune.scattering", "finetune.boost")

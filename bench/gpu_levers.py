@@ -1,0 +1,119 @@
+"""Levers of the training step, switched from outside around conr's own loop: conr has no switch for them."""
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from gpu_cases import Size
+from torch import Tensor
+
+from conr.networks import Outputs, Siamese, group_batch_norm
+from conr.training import loop
+from conr.training.compute import Compute
+
+
+@contextmanager
+def beginning(
+    change: Callable[[Siamese, int], None] = lambda model, batch: None,
+    change_optimiser: Callable[[torch.optim.SGD], None] = lambda optimiser: None,
+) -> Iterator[None]:
+    """Change the model before conr's loop makes its optimiser, and that after."""
+    make = loop._optimiser
+
+    def optimiser(model: Siamese, recipe: loop.Recipe) -> torch.optim.SGD:
+        change(model, recipe.batch_size)
+        made = make(model, recipe)
+        change_optimiser(made)
+        return made
+
+    with mock.patch.object(loop, "_optimiser", optimiser):
+        yield
+
+
+def channels_first(model: Siamese, batch: int) -> None:
+    """Convolutions in PyTorch's own order of axes."""
+    model.to(memory_format=torch.contiguous_format)
+
+    def forward(network: Any, images: Tensor) -> Tensor:
+        return network.projector(network.encoder(((images - network.mean) / network.std).contiguous()))
+
+    for network in (model.online, model.target):
+        network.forward = types.MethodType(forward, network)
+
+
+def one_forward(model: Siamese, batch: int) -> None:
+    """Both views as one batch; batch-norm statistics stay those of each view."""
+    group_batch_norm(model, batch)
+
+    def forward(first: Tensor, second: Tensor, generator: torch.Generator, noise: float = 0.0) -> Outputs:
+        both = torch.cat((first, second))
+        projections = model.online(both)
+        halves = (projections, model.predictor(projections), model.project(both))
+        return Outputs(*(tuple(tensor.chunk(2)) for tensor in halves))
+
+    model.forward = forward
+
+
+def compiled(backend: str, model: Siamese, batch: int, **options: Any) -> None:
+    """The networks compiled, each on its own."""
+    torch.compiler.reset()
+    for module in (model.online, model.target, model.predictor):
+        module.compile(backend=backend, dynamic=False, **options)
+
+
+def graphed(backend: str, model: Siamese, batch: int) -> None:
+    """The networks compiled into CUDA graphs."""
+    compiled(backend, model, batch, **({"mode": "reduce-overhead"} if backend == "inductor" else {}))
+    forward = model.forward
+
+    def step(*arguments: Any, **named: Any) -> Outputs:
+        torch.compiler.cudagraph_mark_step_begin()
+        return forward(*arguments, **named)
+
+    model.forward = step
+
+
+def fused(optimiser: torch.optim.SGD) -> None:
+    """SGD in one kernel for all tensors."""
+    for parameters in optimiser.param_groups:
+        parameters.update(foreach=False, fused=True)
+
+
+@contextmanager
+def tf32_products() -> Iterator[None]:
+    """Matrix products of float32 in TF32, as cuDNN's convolutions are already."""
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def images_on_host() -> Iterator[None]:
+    """Every batch comes from pinned memory."""
+    with mock.patch.object(Compute, "place", lambda compute, images: torch.from_numpy(images)):
+        yield
+
+
+Lever = tuple[Callable[[], AbstractContextManager[Any]], dict[str, Any]]
+
+
+def levers(size: Size) -> dict[str, Lever]:
+    """What to switch, and the parameters that do. All else is as conr has it."""
+    return {
+        "nothing (the noise)": (nullcontext, {}),
+        "channels first": (lambda: beginning(channels_first), {}),
+        "float32 (TF32 in convolutions)": (nullcontext, {"precision": "float32"}),
+        "compiled networks": (lambda: beginning(partial(compiled, size.backend)), {}),
+        "compiled networks, CUDA graphs": (lambda: beginning(partial(graphed, size.backend)), {}),
+        "fused SGD": (lambda: beginning(change_optimiser=fused), {}),
+        "both views in one forward": (lambda: beginning(one_forward), {}),
+        "cudnn.benchmark": (lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True), {}),
+        "TF32 products": (tf32_products, {}),
+        "images on the host": (images_on_host, {}),
+    }

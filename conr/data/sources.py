@@ -93,12 +93,11 @@ def _folder(settings: Prepare) -> Source:
     for relative in _files_below(root):
         if table is not None and relative == settings.labels_file:
             continue
-        path = root / relative
-        if path.suffix.lower() not in SUFFIXES:
+        if not relative.lower().endswith(SUFFIXES):
             skipped.append((relative, NOT_AN_IMAGE))
             continue
         label = table.get(relative) if table is not None else _label_from_folders(relative, settings)
-        items.append(Item(relative, label, partial(decode, path, settings.image_size, settings.fit)))
+        items.append(Item(relative, label, partial(decode, f"{root}/{relative}", settings.image_size, settings.fit)))
     if not items:
         raise UserError(
             f"prepare.path: {root} holds no image at any depth ({', '.join(SUFFIXES)}); {len(skipped)} other files"

@@ -4,8 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-neighbourhood \
-  bench-training-step bench-estimate bench-gpu bench-table2 clean
+.PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-gpu bench-table2 clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -18,6 +17,13 @@ check: $(READY)
 	@ruff format --check .
 	@ruff check .
 	@mypy
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "Setting up $(ENVIRONMENT) (once; PyTorch is large, allow some minutes)"
+	@$(PYTHON) -m venv $(ENVIRONMENT)
+	@$(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
 
 bench-digits: $(READY)  ## Table of the README: digits, five seeds
 	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
@@ -32,22 +38,16 @@ bench-long-tail: $(READY)  ## Table of docs/experiments.md: long-tailed digits, 
 bench-cifar10: $(READY)  ## CIFAR-10 as a folder of JPEG files, a small network on the CPU
 	@python bench/cifar10.py
 
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'
-	@echo "Setting up $(ENVIRONMENT) (once; PyTorch is large, allow some minutes)"
-	@$(PYTHON) -m venv $(ENVIRONMENT)
-	@$(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(READY)
+# Speed: each prints a table of docs/performance.md. What is compared stands at the head of bench/*.py.
+SPEED := training_step neighbourhood clustering extraction prepare startup estimate
 
-bench-training-step: $(READY)  ## Table of docs/performance.md: the training step against lightly's
+bench: $(READY)  ## All comparisons of speed, about 20 minutes on two quiet CPU cores
 	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@python bench/training_step.py
+	@for name in $(SPEED); do echo; echo "== bench/$$name.py"; python bench/$$name.py || exit; done
 
-bench-neighbourhood: $(READY)  ## Tables of docs/performance.md: ConAff against the published procedure
-	@python bench/neighbourhood.py
-
-bench-estimate: $(READY)  ## Table of docs/performance.md: conr estimate against the digits preset's real time
-	@python bench/estimate.py
+$(addprefix bench-,$(subst _,-,$(SPEED))): bench-%: $(READY)
+	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@python bench/$(subst -,_,$*).py
 
 bench-gpu: $(READY)  ## On a GPU: numerics, speed, shares, levers (docs/gpu.md); the same command goes on
 	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -145,11 +145,8 @@ def kmeans_error(count: int) -> Row:
     """The clusters that k-means ends with, from the same start."""
     features = F.normalize(samples(count), dim=1)
     start = features[:10].clone()
-    if hasattr(clustering, "kmeans_tensors"):
-        _, assignments, _ = clustering.kmeans_tensors(features.to(DEVICE), 10, seed=0, start=start.to(DEVICE))
-        found = assignments.cpu()
-    else:
-        found = torch.from_numpy(clustering.kmeans(features.numpy(), 10, seed=0, start=start.numpy()).assignments)
+    _, assignments, _ = clustering.kmeans_tensors(features.to(DEVICE), 10, seed=0, start=start.to(DEVICE))
+    found = assignments.cpu()
     centroids, exact = start.double(), torch.empty(0)
     for _ in range(100):
         exact = (features.double() @ centroids.T).argmax(1)

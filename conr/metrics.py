@@ -1,9 +1,11 @@
 """Scores of a clustering: against labels, and without any."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+from torch import Tensor
 
 Integers = NDArray[np.integer]
 
@@ -139,6 +141,6 @@ def balance(sizes: Integers) -> float:
     return float(-(shares * np.log(shares)).sum() / np.log(len(sizes))) if len(sizes) > 1 else 1.0
 
 
-def feature_spread(features: NDArray[np.float32]) -> float:
+def feature_spread(features: NDArray[np.float32] | Tensor) -> float:
     """Mean standard deviation of unit features per dimension, times √D: near 1 when spread, 0 when collapsed."""
-    return float(features.std(axis=0).mean() * np.sqrt(features.shape[1]))
+    return float(torch.as_tensor(features).std(0, correction=0).mean() * features.shape[1] ** 0.5)

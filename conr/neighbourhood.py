@@ -6,6 +6,8 @@ CPU, in memory that grows with the number of samples and not with its square. No
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import faiss
 import numpy as np
@@ -13,6 +15,8 @@ import scipy.sparse as sparse
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from conr.progress import Progress, silent
@@ -20,8 +24,8 @@ from conr.progress import Progress, silent
 LOW_BITS = 2**32 - 1
 BLOCK = 2**20  # scores that are held at a time: enough to keep a device busy, few enough to stay in a cache
 SPARSE_FROM = 1024  # samples from which sparse products are faster on a CPU
-SEARCHED = 4096  # queries of one k-nearest-neighbour search
-PRODUCTS = 2**25  # multiplications of one block of sparse retrieval: its affinities fill at most 400 MB
+ROWS = 4096  # samples of one step of a loop over a data set
+PRODUCTS = 2**22  # multiplications of one block of sparse retrieval: its affinities fill at most 50 MB
 
 
 @torch.no_grad()
@@ -92,13 +96,19 @@ def conaff_graph(
     layers: int = 2,
     symmetrise: bool = True,
     normalise: bool = True,
+    neighbours: NDArray[np.int64] | None = None,
     progress: Progress = silent,
 ) -> NDArray[np.int64]:
     """The k contextually affinitive neighbours of every sample among all samples, nearest first.
 
+    Beside the search for the k1 nearest, which compares all pairs, the cost of a sample does not depend on N unless
+    some samples are among the nearest of very many others (docs/performance.md).
+
     Args:
         features: (N, D) features; they are l2-normalised here.
         k, k1, k2, alpha, layers, symmetrise, normalise: as for `conr.neighbourhood.conaff`, with N for the batch size.
+        neighbours: (N, ≥ k1) int64 nearest neighbours by cosine, nearest first, if they are known already: for instance
+            from an approximate index, where N is too large to compare all pairs. A sample may be missing among its own.
         progress: told of every sample, first as its neighbours are searched, then as they are retrieved.
 
     Returns:
@@ -109,23 +119,32 @@ def conaff_graph(
     """
     count = len(features)
     _check_parameters(count, "the number of samples", k, k1, k2, alpha, layers)
-    unit = np.ascontiguousarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12), np.float32)
+    if neighbours is not None:
+        _check_neighbours(neighbours, count, k1)
+    unit = normalize(np.ascontiguousarray(features, np.float32))
     with progress("neighbours", 2 * count) as advance:
         rankings = []
-        for part in _search(unit, k1):
+        for part in _search(unit, k1) if neighbours is None else _given(neighbours[:, :k1]):
             rankings.append(part)
             advance(len(part))
         ranking = np.concatenate(rankings)
         nodes = _reciprocal_encoding(ranking)
+        edges = _edges(unit, ranking[:, :k2], alpha)
+        del unit, rankings, ranking
+        # Samples that have neighbours in common now stand side by side: fewer cache misses, the more so the larger N.
+        order = reverse_cuthill_mckee(nodes, symmetric_mode=True)
+        nodes, edges = nodes[order][:, order], edges[order][:, order]
         propagates = k2 > 1 and layers > 0
-        if propagates:
-            edges = _edges(unit, ranking[:, :k2], alpha)
-            for _ in range(layers):
-                nodes = _propagate(nodes, edges, symmetrise, normalise)
+        for _ in range(layers if propagates else 0):
+            nodes = _propagate(nodes, edges, symmetrise, normalise)
+        columns = nodes.T.tocsr()
+        retrieve = partial(_retrieve, nodes, columns, order, k, propagates and normalise)
         found = np.empty((count, k), dtype=np.int64)
-        for first, last in _blocks(nodes):
-            found[first:last] = _retrieve(nodes, first, last, k, self_first=propagates and normalise)
-            advance(last - first)
+        blocks = list(_blocks(nodes, columns))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for block, best in zip(blocks, pool.map(retrieve, blocks), strict=True):
+                found[order[block]] = best
+                advance(len(best))
     return found
 
 
@@ -236,19 +255,40 @@ def _largest(scores: Tensor, k: int) -> Tensor:
 
 
 def _search(unit: NDArray[np.float32], k1: int) -> Iterator[NDArray[np.int64]]:
-    """Blocks of (n, k1) nearest neighbours by cosine, each sample first among its own."""
+    """Blocks of (n, k1) nearest neighbours by cosine, each sample first among its own, ties by index."""
     index = faiss.IndexFlatIP(unit.shape[1])
     index.add(unit)
-    for first in range(0, len(unit), SEARCHED):
-        queries = unit[first : first + SEARCHED]
-        _, found = index.search(queries, k1)
-        own = np.arange(first, first + len(queries))
-        # With duplicates the sample may stand further behind, or be pushed out: it takes the first place.
-        place = np.where((found == own[:, None]).any(1), (found == own[:, None]).argmax(1), k1 - 1)
-        for row in np.flatnonzero(place > 0):
-            found[row, 1 : place[row] + 1] = found[row, : place[row]]
-        found[:, 0] = own
-        yield found
+    for first in range(0, len(unit), ROWS):
+        queries = unit[first : first + ROWS]
+        scores, found = index.search(queries, min(k1 + 1, len(unit)))
+        own = _insert_own(found, first)
+        scores[own] = np.inf
+        order = np.lexsort((found, -scores), axis=1)
+        found, scores = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
+        # Which of equal ones faiss finds is not defined. Where that matters, all samples are compared again.
+        tied = np.flatnonzero(scores[:, k1 - 1] == scores[:, -1]) if k1 < len(unit) else np.empty(0, dtype=np.int64)
+        for rows in np.array_split(tied, len(tied) * len(unit) // BLOCK + 1):
+            exact = torch.from_numpy(queries[rows] @ unit.T)
+            exact[np.arange(len(rows)), first + rows] = torch.inf
+            found[rows, :k1] = _largest(exact, k1)
+        yield found[:, :k1]
+
+
+def _given(neighbours: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Blocks of given neighbours, each sample put first among its own."""
+    for first in range(0, len(neighbours), ROWS):
+        found = neighbours[first : first + ROWS].copy()
+        own = _insert_own(found, first)
+        yield np.take_along_axis(found, np.argsort(~own, axis=1, kind="stable"), 1)
+
+
+def _insert_own(found: NDArray[np.int64], first: int) -> NDArray[np.bool_]:
+    """Let samples that are missing among their own neighbours replace the last; returns where each one stands."""
+    samples = np.arange(first, first + len(found))
+    missing = (found != samples[:, None]).all(1)
+    found[missing, -1] = samples[missing]
+    own: NDArray[np.bool_] = found == samples[:, None]
+    return own
 
 
 def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
@@ -263,9 +303,12 @@ def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
 def _edges(unit: NDArray[np.float32], ranking: NDArray[np.int64], alpha: float) -> sparse.csr_matrix:
     """Eq. 5: S_ij^α for the k2 nearest of each sample, 1 for the sample itself."""
     count, k2 = ranking.shape
-    weights = np.stack([np.einsum("nd,nd->n", unit, unit[ranking[:, place]]) for place in range(k2)], axis=1)
+    similarity = np.empty((count, k2), dtype=np.float32)
+    for first in range(0, count, ROWS):
+        rows = slice(first, first + ROWS)
+        similarity[rows] = np.einsum("nd,nkd->nk", unit[rows], unit[ranking[rows]])
     # A negative similarity has no real power for a fractional α: it weighs nothing then.
-    weights = weights**alpha if float(alpha).is_integer() else weights.clip(min=0) ** alpha
+    weights = (similarity if float(alpha).is_integer() else similarity.clip(min=0)) ** alpha
     weights[:, 0] = 1
     starts = np.arange(0, ranking.size + 1, k2)
     return sparse.csr_matrix((weights.ravel(), ranking.ravel().astype(np.int32), starts), shape=(count, count))
@@ -276,48 +319,82 @@ def _propagate(
 ) -> sparse.csr_matrix:
     """One layer of Eq. 6."""
     nodes = edges @ ((nodes + nodes.T).tocsr() if symmetrise else nodes)
-    if normalise:
-        lengths = np.sqrt(np.asarray(nodes.multiply(nodes).sum(1)).ravel()).clip(1e-12)
-        nodes.data /= np.repeat(lengths, np.diff(nodes.indptr)).astype(np.float32)
-    return nodes
+    return normalize(nodes, copy=False) if normalise else nodes
 
 
-def _blocks(nodes: sparse.csr_matrix) -> Iterator[tuple[int, int]]:
+def _blocks(nodes: sparse.csr_matrix, columns: sparse.csr_matrix) -> Iterator[slice]:
     """Consecutive rows whose affinities take a bounded number of multiplications."""
-    column_sizes = np.bincount(nodes.indices, minlength=nodes.shape[1])
-    work = np.add.reduceat(np.append(column_sizes[nodes.indices], 0), nodes.indptr[:-1]).cumsum()
-    first, count = 0, nodes.shape[0]
-    while first < count:
-        done = work[first - 1] if first else 0
-        last = max(int(np.searchsorted(work, done + PRODUCTS, side="right")), first + 1)
-        yield first, min(last, count)
-        first = last
+    sizes = np.diff(columns.indptr)
+    for start in range(0, nodes.shape[0], ROWS):
+        starts = nodes.indptr[start : start + ROWS + 1]
+        products = np.append(0, sizes[nodes.indices[starts[0] : starts[-1]]].cumsum(dtype=np.int64))
+        work = products[starts - starts[0]]
+        first = 0
+        while first < len(work) - 1:
+            last = max(int(np.searchsorted(work, work[first] + PRODUCTS, side="right")) - 1, first + 1)
+            yield slice(start + first, start + last)
+            first = last
 
 
-def _retrieve(nodes: sparse.csr_matrix, first: int, last: int, k: int, *, self_first: bool) -> NDArray[np.int64]:
-    """Eq. 7 for some rows: the k samples with the largest inner product."""
-    affinities = (nodes[first:last] @ nodes.T).tocsr()
-    found = np.empty((last - first, k), dtype=np.int64)
-    for row in range(last - first):
-        start, end = affinities.indptr[row], affinities.indptr[row + 1]
-        columns, scores = affinities.indices[start:end], affinities.data[start:end]
-        if len(scores) > k:
-            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-            large = scores >= threshold
-            columns, scores = columns[large], scores[large]
-        own = first + row
-        leads = (columns == own) & (True if self_first else scores == scores[columns == own].max(initial=-np.inf))
-        order = np.lexsort((columns, ~leads, -np.where(leads & self_first, np.inf, scores)))
-        best = columns[order[:k]]
-        found[row, : len(best)] = best
-        if len(best) < k:  # nobody else has anything in common with it: the first of the others
-            found[row, len(best) :] = np.setdiff1d(np.arange(k + len(best)), best)[: k - len(best)]
+def _retrieve(
+    nodes: sparse.csr_matrix,
+    columns: sparse.csr_matrix,
+    order: NDArray[np.int32],
+    k: int,
+    self_first: bool,
+    block: slice,
+) -> NDArray[np.int64]:
+    """Eq. 7 for some rows: the k samples with the largest inner product.
+
+    Args:
+        nodes: (N, N) node features, their rows and columns in order.
+        columns: their transpose.
+        order: (N,) the sample of each row; of equally affine samples the lower one comes first.
+        k: samples to return.
+        self_first: the sample itself comes first even if another one scores higher.
+        block: rows.
+    """
+    affinities = nodes[block] @ columns
+    starts, scores = affinities.indptr, affinities.data
+    sizes = np.diff(starts)
+    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    if self_first:
+        scores[affinities.indices == rows + block.start] = np.inf
+    least = np.full(len(sizes), -np.inf, dtype=np.float32)
+    for row in np.flatnonzero(sizes > k):
+        least[row] = np.partition(scores[starts[row] : starts[row + 1]], -k)[-k]
+    large = scores >= least[rows]
+    rows, samples, scores = rows[large], order[affinities.indices[large]], scores[large]
+
+    # Where too few have anything in common with a sample, the first of those with affinity 0 come next.
+    short = np.flatnonzero(np.bincount(rows[scores >= 0], minlength=len(sizes)) < k)
+    others = []
+    for row in short:
+        first = np.append(order[block][row], np.arange(min(k + sizes[row], len(order))))
+        others.append(np.setdiff1d(first, order[affinities.indices[starts[row] : starts[row + 1]]]))
+    rows = np.append(rows, np.repeat(short, [len(part) for part in others]))
+    samples = np.concatenate([samples, *others])
+    scores = np.append(scores, np.zeros(len(rows) - len(scores), dtype=np.float32))
+
+    best = np.lexsort((samples, samples != order[block][rows], -scores, rows))
+    firsts = np.searchsorted(rows[best], np.arange(len(sizes)))
+    found: NDArray[np.int64] = samples[best[firsts[:, None] + np.arange(k)]].astype(np.int64)
     return found
 
 
 def _check_features(features: Tensor) -> None:
     if features.ndim != 2 or features.shape[0] == 0:
         raise ValueError(f"features must be a (batch, dimension) matrix, got shape {tuple(features.shape)}")
+
+
+def _check_neighbours(neighbours: NDArray[np.int64], count: int, k1: int) -> None:
+    if neighbours.ndim != 2 or len(neighbours) != count or neighbours.shape[1] < k1:
+        raise ValueError(f"neighbours must have shape ({count}, ≥ {k1}), got {neighbours.shape}")
+    ordered = np.sort(neighbours[:, :k1], axis=1)
+    if ordered.min() < 0 or ordered.max() >= count:  # −1: an approximate index found fewer
+        raise ValueError(f"neighbours must lie between 0 and {count - 1}, got {ordered.min()} to {ordered.max()}")
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise ValueError("neighbours must name no sample twice in a row")
 
 
 def _check_count(name: str, value: int, largest: int, limit: str) -> None:

@@ -1,15 +1,18 @@
 """assign: new images → the clusters of the last run. No artifact of the pipeline, but what one uses it for."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from conr.data.pack import decode_all
+from conr.data.reading import read_all
 from conr.data.sources import open_source
 from conr.errors import UserError
 from conr.evaluation import place
-from conr.export import INPUT, OUTPUT, open_session, properties
+from conr.export import infer, open_session, properties
 from conr.parameters import Prepare
 from conr.progress import Progress
 from stages.paths import CENTROIDS, ENCODER
@@ -33,17 +36,22 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     size, fit = made_for["image_size"], made_for["fit"]
     source = open_source(Prepare.model_validate({"path": str(folder), "image_size": size, "fit": fit}))
 
-    files, parts, broken = [], [], []
-    with progress("assign", len(source.items)) as advance:
-        for chunk, outcomes in decode_all(source.items):
-            good = [
-                (item.file, image) for item, image in zip(chunk, outcomes, strict=True) if not isinstance(image, str)
-            ]
-            broken += [(item.file, why) for item, why in zip(chunk, outcomes, strict=True) if isinstance(why, str)]
-            if good:
-                files += [file for file, _ in good]
-                parts.append(session.run([OUTPUT], {INPUT: np.stack([image for _, image in good])})[0])
-            advance(len(chunk))
+    files: list[str] = []
+    broken: list[tuple[str, str]] = []
+
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        with closing(read_all(source.items)) as chunks, progress("assign", len(source.items)) as advance:
+            for chunk, outcomes in chunks:
+                pairs = list(zip(chunk, outcomes, strict=True))
+                broken.extend((item.file, why) for item, why in pairs if isinstance(why, str))
+                good = [(item.file, image) for item, image in pairs if not isinstance(image, str)]
+                files.extend(file for file, _ in good)
+                if good:
+                    yield np.stack([image for _, image in good])
+                advance(len(chunk))
+
+    with closing(infer(session, batches())) as results:
+        parts = list(results)
     if not files:
         raise UserError(
             f"{folder}: none of {len(broken)} images can be read; the first: {broken[0][0]}: {broken[0][1]}"
@@ -51,6 +59,8 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     placement = place(np.concatenate(parts), centroids)
     write_assignments(output, files, placement)
     lines = [f"{len(files):,} images in {len(np.unique(placement.assignments))} clusters, listed in {output.resolve()}"]
+    if made_for.get("precision") == "int8":
+        lines.append("by an int8 encoder (extract.precision)")
     if sort_into is not None:
         _copy(folder, files, placement.assignments.tolist(), len(centroids), sort_into)
         lines.append(f"copied into one folder per cluster in {sort_into.resolve()}")

@@ -1,33 +1,27 @@
-"""The `conr` command: one sub-command a stage, with flags made from the declarations in conr.parameters."""
+"""The `conr` command: one sub-command a stage, and some beside the pipeline.
+
+Nothing heavy is imported before it is used, so that --help is quick.
+"""
 
 import errno
 import importlib
-import inspect
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_origin
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from conr.errors import UserError
-from conr.parameters import (
-    Device,
-    EvaluateStage,
-    ExtractStage,
-    FinetuneStage,
-    Parameters,
-    PrepareStage,
-    PretrainStage,
-)
-from stages import console, params_file, presets
+from stages.integers import Integers, integers
 from stages.paths import STORE
 
 HELP_FLAGS = {"--help", "-h"}
+ONE_SEED = Integers([0])
+RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "goes on after the last finished epoch")
 
 app = typer.Typer(
     name="conr",
@@ -39,61 +33,38 @@ app = typer.Typer(
     context_settings={"help_option_names": sorted(HELP_FLAGS)},
 )
 
-STAGES: dict[str, tuple[type[Parameters], str]] = {
-    "prepare": (PrepareStage, "Pack images (digits, or a folder of yours) into one array."),
-    "pretrain": (PretrainStage, "Learn features without labels: instance concordance (BYOL, Eq. 1)."),
-    "finetune": (
-        FinetuneStage,
-        "Pull groups together: group concordance with ConAff neighbours (ConNR, Eq. 14).",
-    ),
-    "extract": (ExtractStage, "Export the encoder to ONNX, checked against PyTorch, and embed all images."),
-    "evaluate": (EvaluateStage, "Cluster the embeddings with k-means; write scores, figures and the report."),
+STAGES = {
+    "prepare": "Pack images (digits, or a folder of yours) into one array.",
+    "pretrain": "Learn features without labels: instance concordance (BYOL, Eq. 1).",
+    "finetune": "Pull groups together: group concordance with ConAff neighbours (ConNR, Eq. 14).",
+    "extract": "Export the encoder to ONNX, checked against PyTorch, and embed all images.",
+    "evaluate": "Cluster the embeddings with k-means; write scores, figures and the report.",
 }
 
 
 @app.callback()
 def load_params(context: typer.Context) -> None:
     """Make params.yaml the default of every flag. Help works without it, and with a broken one."""
-    if context.invoked_subcommand not in STAGES:
+    stage = context.invoked_subcommand
+    if stage not in STAGES:
         return
+    from stages import flags
+
     try:
-        content = params_file.read()
+        context.default_map = {stage: flags.defaults(stage)}
     except UserError:
         if HELP_FLAGS.isdisjoint(sys.argv):
             raise
-        return
-    context.default_map = {
-        stage: {key[-1]: params_file.lookup(content, key) for key, _ in params_file.leaves(view)}
-        for stage, (view, _) in STAGES.items()
-    }
 
 
-def stage_command(name: str, view: type[Parameters], summary: str) -> Callable[..., None]:
-    """The command of a stage: a flag for each parameter that the stage reads, and its run."""
-    fields = dict(params_file.leaves(view))
+class StageCommand(TyperCommand):
+    """A stage in the list of commands; what it can do is loaded when it is called."""
 
-    def command(**flags: Any) -> None:
-        content = params_file.read()
-        for key in fields:
-            group = content
-            for part in key[:-1]:
-                group = group[part]
-            group[key[-1]] = flags[key[-1]]
-        params = params_file.validated(content, "flags")
-        params_file.check_together(params)
-        if name != "prepare":
-            params_file.check_against_data(params, STORE / "manifest.json")
-        run_stage(name, params_file.view_of(view, params))
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        """Parse the arguments with the stage's own flags."""
+        from stages import flags
 
-    command.__doc__ = summary
-    signature = [
-        inspect.Parameter(
-            key[-1], inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_option(key, field)
-        )
-        for key, field in fields.items()
-    ]
-    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    return command
+        return flags.stage_command(str(self.name), self.help, run_stage).make_context(*arguments, **settings)
 
 
 def run_stage(name: str, *arguments: object) -> None:
@@ -101,12 +72,13 @@ def run_stage(name: str, *arguments: object) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write an identifier into the home folder
     started = time.perf_counter()
-    # Here, not above: heavy imports only where they are used, so that --help is quick.
     stage = importlib.import_module(f"stages.{name}")
+    console = importlib.import_module("stages.console")
     try:
         summary = stage.run(*arguments, console.progress)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on after the last finished epoch", 128 + signal.SIGINT)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        _fail(f"stopped; the same command {RESUMED.get(name, 'starts from the beginning')}", 128 + number)
     typer.echo(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
 
 
@@ -127,42 +99,9 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-class Integers(list[int]):
-    """Whole numbers in one flag, as in --seeds 0,1,2."""
-
-
-ONE_SEED = Integers([0])
-
-
-def _integers(value: str | list[int]) -> list[int]:
-    """From a flag, or from the list that params.yaml gives as its default."""
-    if not isinstance(value, str):
-        return list(value)
-    try:
-        return [int(part) for part in value.replace(",", " ").split()]
-    except ValueError as error:
-        raise typer.BadParameter(f"{value!r} should be whole numbers such as 0,1,2") from error
-
-
-def _option(key: params_file.Key, field: FieldInfo) -> Any:
-    flag = "--" + key[-1].replace("_", "-")
-    if get_origin(field.annotation) is list:
-        return Annotated[Integers, typer.Option(flag, parser=_integers, metavar="0,1,2", help=field.description)]
-    names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag
-    limits = ", ".join(text for text in map(_limit, field.metadata) if text)
-    description = f"{field.description}{f' [{limits}]' if limits else ''}"
-    panel = f"{key[0]}: in params.yaml" if len(key) > 1 else "top level of params.yaml"
-    return Annotated[field.annotation, typer.Option(names, help=description, rich_help_panel=panel)]
-
-
-def _limit(constraint: object) -> str:
-    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    return " ".join(f"{sign} {getattr(constraint, name)}" for name, sign in signs.items() if hasattr(constraint, name))
-
-
 def _terminate(number: int, frame: object) -> NoReturn:
     """Leave on SIGTERM as on Ctrl-C: through the context managers that clean up."""
-    _fail("stopped; the same command goes on after the last finished epoch", 128 + number)
+    raise KeyboardInterrupt(number)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -170,8 +109,8 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-for _name, (_view, _summary) in STAGES.items():
-    app.command(_name)(stage_command(_name, _view, _summary))
+for _name, _summary in STAGES.items():
+    app.command(_name, cls=StageCommand, help=_summary)(lambda: None)
 
 
 @app.command()
@@ -179,7 +118,9 @@ def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
     sort_into: Annotated[Path | None, typer.Option(help="Also copy the images here, a folder per cluster")] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute; auto takes a GPU if there is one")] = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
+    ] = "auto",
 ) -> None:
     """Sort new images into the clusters of the last run."""
     run_stage("assign", folder, output, sort_into, device)
@@ -190,13 +131,15 @@ def preset(
     name: Annotated[str | None, typer.Argument(help="Which one; leave it out for a list")] = None,
 ) -> None:
     """Start from a preset: write a complete params.yaml and say what it changes."""
+    from stages import presets
+
     typer.echo(presets.listing() if name is None else presets.write(name))
 
 
 @app.command()
 def ablate(
     seeds: Annotated[
-        Integers, typer.Option(parser=_integers, metavar="0,1,2", help="Seeds; every row is run with each")
+        Integers, typer.Option(parser=integers, metavar="0,1,2", help="Seeds; every row is run with each")
     ] = ONE_SEED,
     jobs: Annotated[int, typer.Option(min=0, help="Processes side by side; 0: one a core on a CPU, one on a GPU")] = 0,
 ) -> None:
@@ -204,6 +147,8 @@ def ablate(
 
     What is finished is kept: the same command goes on where it was stopped.
     """
+    from stages import params_file
+
     params = params_file.validated(params_file.read())
     params_file.check_against_data(params, STORE / "manifest.json")
     run_stage("ablate", params, list(seeds), jobs)
@@ -235,6 +180,8 @@ def estimate(
 
     It takes half a minute for small networks, some minutes for large ones on a CPU, and leaves nothing behind.
     """
+    from stages import params_file
+
     changes = params_file.settings(settings or [])
     params = params_file.changed(params_file.validated(params_file.read()), changes)
     params_file.check_together(params)

@@ -17,7 +17,7 @@ from stages.neighbour_figures import check_context, draw_neighbours
 from stages.paths import (
     ASSIGNMENTS,
     CENTROIDS,
-    EMBEDDED_SEEDS,
+    EMBEDDED,
     EMBEDDINGS,
     FIGURES,
     FURTHER_EMBEDDINGS,
@@ -43,7 +43,7 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
     store = open_store(STORE)
     check_context(parameters, store)
     first, *further = seeds = parameters.seeds or [parameters.seed]
-    _check_seeds(seeds)
+    precision = _precision_of(seeds)
     jobs = [(PRETRAINED_EMBEDDINGS, parameters.seed), (EMBEDDINGS, first)]
     jobs += [(FURTHER_EMBEDDINGS / f"{seed}.npy", seed) for seed in further]
     with progress("evaluate", TASKS + len(jobs)) as advance:
@@ -68,22 +68,23 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
         before = _open_embeddings(PRETRAINED_EMBEDDINGS, store)
         captions += draw_neighbours(before, results.pretrained, store, parameters)
         advance(1, note="neighbours")
-        write_page(compose_report(results, store, parameters, captions), REPORT)
+        write_page(compose_report(results, store, parameters, precision, captions), REPORT)
         advance(1, note="report")
-    summary = _summary(results, store)
+    summary = _summary(results, store, precision)
     SUMMARY.write_text(summary + "\n", encoding="utf-8")
     return f"\n{summary}"
 
 
-def _check_seeds(seeds: list[int]) -> None:
+def _precision_of(seeds: list[int]) -> str:
+    """The precision that the embeddings were made in, after a check that they are of these seeds."""
     try:
-        embedded = json.loads(EMBEDDED_SEEDS.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{EMBEDDED_SEEDS} is missing or not whole ({error}); run conr extract again") from error
-    if embedded != seeds:
-        raise UserError(
-            f"the embeddings are of seeds {embedded}, not {seeds}; run conr finetune and conr extract first"
-        )
+        embedded = json.loads(EMBEDDED.read_text())
+        found, precision = embedded["seeds"], str(embedded["precision"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{EMBEDDED} is missing or not whole ({error}); run conr extract again") from error
+    if found != seeds:
+        raise UserError(f"the embeddings are of seeds {found}, not {seeds}; run conr finetune and conr extract first")
+    return precision
 
 
 def _evaluate(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:
@@ -126,13 +127,15 @@ def _write_plots(result: Evaluation, store: Store) -> None:
             writer.writerows((label, names[cluster]) for label, cluster in pairs if label)
 
 
-def _summary(results: Results, store: Store) -> str:
+def _summary(results: Results, store: Store, precision: str) -> str:
     rows = score_rows(results)
     titles = [title for title in rows[-1] if title != "features"]
     table = [["", *titles]] + [[row["features"], *(row.get(title, "–") for title in titles)] for row in rows]
     lines = [*aligned(table), "", seeds_note(results)]
     if store.labels is None:
         lines.append(NO_LABELS)
+    if precision != "float32":
+        lines.append(f"All features come from {precision} encoders (extract.precision).")
     lines += [
         "",
         f"report       {REPORT}",

@@ -134,7 +134,7 @@ def _runs(params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence
         for seed in seeds:
             own = changed(params, {**row.changes, "seed": seed, "seeds": []})
             before = folder / f"pretrain-{fingerprint(_pretraining(own), *images)}"
-            after = folder / f"finetune-{fingerprint(own.model_dump(exclude={'prepare'}), *images)}"
+            after = folder / f"finetune-{fingerprint(own.model_dump(exclude={'prepare', 'extract'}), *images)}"
             runs[row.name, seed] = _Run(own, before, after)
     return runs
 
@@ -213,7 +213,7 @@ def _finish(params: ParamsFile, folder: Path, rows: list[Row], checkpoint: Check
     model, _ = load_weights(folder / WEIGHTS)
     compute = Compute.choose(params.device, params.precision)
     model.to(compute.device).to(memory_format=torch.channels_last)
-    features = clean_features(model.target, compute.place(store.images), compute, silent, "features")
+    features = clean_features(model.target, compute.place(store.images), compute, silent, "features").cpu().numpy()
     settings = params.evaluate
     scores = evaluate(
         features,

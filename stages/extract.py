@@ -1,4 +1,7 @@
-"""extract: networks → one ONNX file, and the embeddings of the whole store before and after ConNR."""
+"""extract: networks → one ONNX file, and the embeddings of the whole store before and after ConNR.
+
+All of them in the same precision, so that before and after can be compared.
+"""
 
 import json
 import shutil
@@ -10,9 +13,10 @@ from conr.errors import UserError
 from conr.export import embed, export, open_session
 from conr.parameters import ExtractStage
 from conr.progress import Progress
+from conr.quantisation import quantise
 from conr.training.checkpoints import load_weights
 from stages.paths import (
-    EMBEDDED_SEEDS,
+    EMBEDDED,
     EMBEDDINGS,
     ENCODER,
     FINETUNED,
@@ -31,7 +35,7 @@ def run(parameters: ExtractStage, progress: Progress) -> str:
     Returns the summary.
     """
     store = open_store(STORE)
-    _, *further = _seeds()
+    _, *further = seeds = _seeds()
     passing = {PRETRAINED: PRETRAINED_EMBEDDINGS}
     for seed in further:
         passing[FURTHER_SEEDS / str(seed) / FINETUNED.name] = FURTHER_EMBEDDINGS / f"{seed}.npy"
@@ -39,10 +43,10 @@ def run(parameters: ExtractStage, progress: Progress) -> str:
     with TemporaryDirectory() as folder:
         for weights, embeddings in passing.items():
             scratch = Path(folder) / "encoder.onnx"
-            _export_and_embed(store, weights, scratch, embeddings, parameters.device, progress)
-    _export_and_embed(store, FINETUNED, ENCODER, EMBEDDINGS, parameters.device, progress)
-    shutil.copy(SEEDS, EMBEDDED_SEEDS)
-    return f"encoder in {ENCODER}, equal to PyTorch's; {store.manifest.count:,} embeddings in {EMBEDDINGS}"
+            _export_and_embed(store, weights, scratch, embeddings, parameters, progress)
+    checked = _export_and_embed(store, FINETUNED, ENCODER, EMBEDDINGS, parameters, progress)
+    EMBEDDED.write_text(json.dumps({"seeds": seeds, "precision": parameters.extract.precision}))
+    return f"encoder in {ENCODER}, {checked}; {store.manifest.count:,} embeddings in {EMBEDDINGS}"
 
 
 def _seeds() -> list[int]:
@@ -54,9 +58,24 @@ def _seeds() -> list[int]:
 
 
 def _export_and_embed(
-    store: Store, weights: Path, encoder: Path, embeddings: Path, device: str, progress: Progress
-) -> None:
+    store: Store, weights: Path, encoder: Path, embeddings: Path, parameters: ExtractStage, progress: Progress
+) -> str:
+    """Returns what the encoder was found to equal."""
+    checked = _export(store, weights, encoder, parameters.extract.precision, progress)
+    session = open_session(encoder, parameters.device)
+    embed(session, store.images, embeddings, progress, f"embed {embeddings.stem}")
+    return checked
+
+
+def _export(store: Store, weights: Path, encoder: Path, precision: str, progress: Progress) -> str:
     model, _ = load_weights(weights)
     size = store.manifest.image_size
-    export(model.target, size, encoder, {"image_size": size, "fit": store.manifest.fit})
-    embed(open_session(encoder, device), store.images, embeddings, progress, f"embed {embeddings.stem}")
+    facts = {"image_size": size, "fit": store.manifest.fit, "precision": "float32"}
+    if precision == "float32":
+        export(model.target, size, encoder, facts)
+        return "equal to PyTorch's"
+    with TemporaryDirectory() as folder:
+        original = Path(folder) / "float32.onnx"
+        export(model.target, size, original, facts)
+        similarity = quantise(original, store.training_images, encoder, progress)
+    return f"int8, mean cosine similarity {similarity:.4f} to float32, which equals PyTorch's"

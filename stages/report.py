@@ -104,13 +104,14 @@ def seeds_note(results: Results) -> str:
 
 
 def compose_report(
-    results: Results, store: Store, parameters: EvaluateStage, captions: list[tuple[str, Path]]
+    results: Results, store: Store, parameters: EvaluateStage, precision: str, captions: list[tuple[str, Path]]
 ) -> Report:
     manifest, final = store.manifest, results.first
     facts = [
         ("images", f"{manifest.count:,}"),
         ("image size", f"{manifest.image_size}×{manifest.image_size}"),
         ("clusters", str(parameters.clusters)),
+        ("precision of the encoder", precision),
         ("skipped files", f"{len(manifest.skipped):,}"),
         ("seed" if len(results.finetuned) == 1 else "seeds", ", ".join(map(str, results.finetuned))),
     ]

@@ -1,15 +1,17 @@
 """k-means: what it recovers, what it minimises, and how it compares with scikit-learn's."""
 
-from typing import Any
-
+import faiss
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from conr import clustering
-from conr.clustering import Clustering, distances_to, kmeans
+from conr.clustering import Clustering, distances_to, kmeans, kmeans_tensors
 from conr.metrics import clustering_accuracy
 
 Features = NDArray[np.float32]
@@ -77,22 +79,12 @@ def test_more_restarts_never_give_a_higher_inertia() -> None:
     assert inertias[-1] < inertias[0]
 
 
-def test_the_best_of_the_restarts_is_returned_and_no_two_seeds_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = on_sphere(noise(200, 6))
-    seeds, inertias = [], []
-    one_run = clustering._one_run
-
-    def recorded(features: Any, clusters: int, seed: int, *others: Any) -> Clustering:
-        result = one_run(features, clusters, seed, *others)
-        seeds.append(seed)
-        inertias.append(result.inertia)
-        return result
-
-    monkeypatch.setattr(clustering, "_one_run", recorded)
-    assert kmeans(features, 12, seed=0, restarts=5).inertia == min(inertias)
-    kmeans(features, 12, seed=1, restarts=5)
-    assert len(set(seeds)) == 10
-    assert len(set(inertias[:5])) > 1
+def test_no_two_seeds_share_a_restart() -> None:
+    rows = torch.cat([clustering._draws(seed, 40, 3) for seed in range(5)])
+    assert len(torch.unique(rows, dim=0)) == 200
+    assert torch.equal(clustering._draws(1, 40, 3)[:7], clustering._draws(1, 7, 3))
+    assert 0 <= rows.min() < 0.01
+    assert 0.99 < rows.max() < 1
 
 
 def test_the_same_seed_gives_the_same_clusters_and_another_seed_others() -> None:
@@ -165,3 +157,191 @@ def test_distances_to_centroids_are_euclidean() -> None:
     expected = np.linalg.norm(features[:, None] - centroids[None], axis=2)
     assert distances_to(features, centroids) == pytest.approx(expected, abs=1e-5)
     assert distances_to(features, features[:3]).diagonal() == pytest.approx(np.zeros(3), abs=2e-3)
+
+
+# Every way through the code: all restarts in step, each finished alone, and both on a part of the samples first.
+WAYS = {
+    "together": {"LARGE": 1, "ALONE": ()},
+    "alone": {"LARGE": 1, "PART": 10**6},
+    "part": {"LARGE": 1, "ENOUGH": 5},
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in WAYS[request.param].items():
+        monkeypatch.setattr(clustering, name, value)
+    return str(request.param)
+
+
+def overlapping(count: int, seed: int = 0) -> Features:
+    """Unit vectors near a space of few dimensions, in clusters that overlap."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(6, 5))
+    low = centres[random.integers(0, 6, count)] + 0.7 * random.normal(size=(count, 5))
+    return on_sphere((low @ random.normal(size=(5, 16)) + 0.1 * random.normal(size=(count, 16))).astype(np.float32))
+
+
+def plain_lloyd(features: Features, start: Features, spherical: bool) -> tuple[NDArray[np.int64], float]:
+    """The textbook's loop in float64, until nothing changes."""
+    samples, centroids = features.astype(np.float64), start.astype(np.float64)
+    last = np.full(len(samples), -1)
+    while True:
+        squared = ((samples[:, None] - centroids) ** 2).sum(2)
+        nearest = squared.argmin(1)
+        if np.array_equal(nearest, last):
+            return nearest, float(squared.min(1).sum())
+        last = nearest
+        for cluster in np.unique(nearest):
+            mean = samples[nearest == cluster].mean(0)
+            centroids[cluster] = mean / np.linalg.norm(mean) if spherical else mean
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_from_a_start_is_the_textbooks(
+    way: str, seed: int, spherical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clustering, "TOLERANCE", 0.0)
+    features = overlapping(600, seed)
+    if not spherical:
+        features = features * np.linspace(0.5, 2, 600, dtype=np.float32)[:, None] + np.float32(3)
+    start = features[:8]
+    assignments, inertia = plain_lloyd(features, start, spherical)
+    result = kmeans(features, 8, seed=0, iterations=1000, start=start, spherical=spherical)
+    assert (result.assignments == assignments).mean() >= 0.995  # rounding moves a sample between two clusters
+    assert result.inertia == pytest.approx(inertia, rel=1e-5)
+
+
+def test_all_ways_end_in_a_local_minimum(way: str) -> None:
+    features = overlapping(900)
+    result = kmeans(features, 8, seed=0, restarts=6)
+    _, settled = plain_lloyd(features, result.centroids, True)
+    assert result.inertia == pytest.approx(squared_distances(features, result), rel=1e-6)
+    assert settled <= result.inertia * (1 + 1e-6) <= settled * 1.0005
+
+
+def faiss_inertia(features: Features, clusters: int, restarts: int) -> float:
+    """faiss's spherical k-means, with the same initialisation and restarts."""
+    run = faiss.Kmeans(
+        features.shape[1],
+        clusters,
+        niter=100,
+        nredo=restarts,
+        seed=1,
+        spherical=True,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(features),
+    )
+    run.train(features)
+    products, _ = run.index.search(features, 1)
+    return float(2 * len(features) - 2 * products.sum(dtype=np.float64))
+
+
+def test_inertia_is_no_higher_than_that_of_faiss(way: str) -> None:
+    features = overlapping(1500)
+    result = kmeans(features, 6, seed=0, restarts=20)
+    assert result.inertia <= faiss_inertia(features, 6, 20) * 1.0001
+
+
+def test_inertia_is_no_higher_than_that_of_scikit_learn(way: str) -> None:
+    features = overlapping(1500)
+    result = kmeans(features, 6, seed=0, restarts=20, spherical=False)
+    expected = KMeans(6, n_init=20, tol=0, random_state=0).fit(features).inertia_
+    assert result.inertia <= expected * 1.0001
+
+
+def test_blocks_change_nothing(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = overlapping(700)
+    whole = kmeans(features, 5, seed=0, restarts=4)
+    monkeypatch.setattr(clustering, "SCORES", {"cpu": 20 * 37})
+    monkeypatch.setattr(clustering, "CACHED", 16 * 13)
+    blocks = kmeans(features, 5, seed=0, restarts=4)
+    assert np.array_equal(blocks.assignments, whole.assignments)
+    assert blocks.centroids == pytest.approx(whole.centroids, abs=1e-6)
+    assert blocks.inertia == pytest.approx(whole.inertia, rel=1e-6)
+
+
+def test_looking_rarely_at_what_has_ended_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = overlapping(700)
+    often = kmeans(features, 5, seed=0, restarts=4)
+    monkeypatch.setattr(clustering, "PATIENCE", {"cpu": 8})
+    rarely = kmeans(features, 5, seed=0, restarts=4)
+    assert np.array_equal(rarely.assignments, often.assignments)
+    assert rarely.centroids == pytest.approx(often.centroids, abs=1e-6)
+
+
+def test_the_number_of_threads_changes_nothing_but_rounding(way: str) -> None:
+    features, before = overlapping(2000), torch.get_num_threads()
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        results.append(kmeans(features, 5, seed=0, restarts=4))
+    torch.set_num_threads(before)
+    assert np.array_equal(results[0].assignments, results[1].assignments)
+    assert results[0].centroids == pytest.approx(results[1].centroids, abs=1e-6)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_more_clusters_than_distinct_samples_leave_no_inertia(way: str, spherical: bool) -> None:
+    features = np.repeat(on_sphere(noise(5, 4)), 20, axis=0)
+    result = kmeans(features, 9, seed=0, restarts=3, spherical=spherical)
+    assert result.inertia == pytest.approx(0, abs=1e-5)
+    assert np.isfinite(result.centroids).all()
+    assert len(np.unique(result.assignments)) == 5
+
+
+def test_a_cluster_that_gets_no_sample_is_given_the_farthest(way: str) -> None:
+    features, labels = blobs(5, 40)
+    start = np.eye(5, 8, dtype=np.float32)
+    start[3:] = -start[3:]  # nothing is near these two
+    result = kmeans(features, 5, seed=0, start=start)
+    assert clustering_accuracy(labels, result.assignments) == 1.0
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_one_cluster_is_the_mean(way: str, spherical: bool) -> None:
+    features = overlapping(400)
+    mean = features.mean(axis=0, dtype=np.float64)
+    result = kmeans(features, 1, seed=0, restarts=2, spherical=spherical)
+    assert result.centroids[0] == pytest.approx(mean / np.linalg.norm(mean) if spherical else mean, abs=1e-6)
+    assert not result.assignments.any()
+
+
+def test_a_restart_is_given_up_only_when_it_cannot_reach_the_best() -> None:
+    before, now = torch.tensor([12.0, 12.0, 10.1]), torch.tensor([11.0, 11.0, 10.0])
+    assert clustering._ended(before, now, torch.tensor(10.0), 1).tolist() == [False, False, False]
+    assert clustering._ended(before, now, torch.tensor(9.5), 1).tolist() == [True, True, True]
+    assert clustering._ended(now, now, torch.tensor(torch.inf), 9).all()
+
+
+def test_tensors_stay_tensors_and_give_what_arrays_give() -> None:
+    features = overlapping(300)
+    centroids, assignments, inertia = kmeans_tensors(torch.from_numpy(features), 4, seed=2, restarts=3)
+    result = kmeans(features, 4, seed=2, restarts=3)
+    assert np.array_equal(centroids, result.centroids)
+    assert np.array_equal(assignments, result.assignments)
+    assert inertia == result.inertia
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.booleans(), st.integers(0, 2**31), st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_given_each_sample_gets_a_nearest_centroid(
+    count: int, dimension: int, spherical: bool, seed: int, data: st.DataObject
+) -> None:
+    clusters = data.draw(st.integers(1, count))
+    features = np.random.default_rng(seed).integers(1, 4, (count, dimension)).astype(np.float32)  # with duplicates
+    if spherical:
+        features = on_sphere(features)
+    result = kmeans(features, clusters, seed=seed, restarts=2, iterations=20, spherical=spherical)
+    distances = distances_to(features, result.centroids)
+    own = distances[np.arange(count), result.assignments]
+    assert own == pytest.approx(distances.min(axis=1), abs=3e-3)
+    assert result.inertia == pytest.approx(squared_distances(features, result), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("numbers", [{"restarts": 0}, {"iterations": 0}])
+def test_no_restart_or_iteration_is_an_error(numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"^restarts = \d and iterations = \d+ must be at least 1"):
+        kmeans(noise(4, 3), 2, seed=0, **numbers)

@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-import warnings
 from bisect import bisect_left
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.data.decode import UnreadableImageError
-from conr.data.items import Item, Source
+from conr.data.items import Source
+from conr.data.reading import read_all
 from conr.data.store import Manifest
 from conr.errors import UserError
 from conr.files import ArrayWriter
 from conr.parameters import Prepare
 from conr.progress import Progress, silent
 
-CHUNK = 512  # images decoded, then written, at a time
 SHOWN = 5  # broken files named in an error
 
 
@@ -56,20 +53,18 @@ def pack(source: Source, settings: Prepare, folder: Path, progress: Progress = s
 
 @dataclass
 class _Packed:
-    """What is known of the images once they are written: sums are over the pixels that are trained on, per channel."""
+    """What is known of the images once they are written."""
 
     kept: list[int] = field(default_factory=list)  # positions in the source
     broken: list[tuple[str, str]] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
-    total: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(3, dtype=np.uint64))
-    squares: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(3, dtype=np.uint64))
+    values: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
 
     def add(self, images: NDArray[np.uint8], to_train: int) -> None:
-        """Take note of images, the first `to_train` of which are trained on."""
-        self.digest.update(images.tobytes())
-        flat = images[:to_train].reshape(-1, 3)
-        self.total += flat.sum(axis=0, dtype=np.uint64)
-        self.squares += np.square(flat, dtype=np.uint32).sum(axis=0, dtype=np.uint64)
+        """Take note of images, the first `to_train` of which are trained on: how often each channel has each value."""
+        self.digest.update(images)
+        for channel, counts in enumerate(self.values):
+            counts += np.bincount(images[:to_train, :, :, channel].ravel(), minlength=256)
 
 
 def _pack_into(folder: Path, source: Source, settings: Prepare, progress: Progress) -> Manifest:
@@ -83,8 +78,9 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, progress: Progre
         raise UserError(f"{source.name}: no image to {purpose} can be read; mend them, or use prepare.protocol: all")
 
     pixels = train_count * settings.image_size**2
-    mean = packed.total / pixels / 255
-    std = np.sqrt(np.maximum(packed.squares / pixels / 255**2 - mean**2, 0))
+    value = np.arange(256)
+    mean = packed.values @ value / pixels / 255
+    std = np.sqrt(np.maximum(packed.values @ value**2 / pixels / 255**2 - mean**2, 0))
     items = [source.items[position] for position in packed.kept]
     class_names = sorted({item.label for item in items if item.label is not None})
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -114,9 +110,9 @@ def _write_images(path: Path, source: Source, size: int, progress: Progress) -> 
     packed = _Packed()
     with path.open("wb") as file:
         writer = ArrayWriter(file, (size, size, 3), np.uint8)
-        with progress("prepare", len(source.items)) as advance:
+        with closing(read_all(source.items)) as chunks, progress("prepare", len(source.items)) as advance:
             first = 0
-            for chunk, outcomes in decode_all(source.items):
+            for chunk, outcomes in chunks:
                 good = []
                 for position, (item, outcome) in enumerate(zip(chunk, outcomes, strict=True), start=first):
                     if isinstance(outcome, str):
@@ -135,24 +131,6 @@ def _write_images(path: Path, source: Source, size: int, progress: Progress) -> 
         file.flush()
         os.fsync(file.fileno())
     return packed
-
-
-def decode_all(items: list[Item]) -> Iterator[tuple[list[Item], list[NDArray[np.uint8] | str]]]:
-    """Decode chunk by chunk on all cores (Pillow releases the interpreter lock); a failure becomes its reason."""
-
-    def read(item: Item) -> NDArray[np.uint8] | str:
-        try:
-            return item.read()
-        except UnreadableImageError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for first in range(0, len(items), CHUNK):
-            chunk = items[first : first + CHUNK]
-            with warnings.catch_warnings():  # around all threads: the filters are the process's, not a thread's
-                warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata say nothing about the pixels
-                outcomes = list(pool.map(read, chunk))
-            yield chunk, outcomes
 
 
 def _check_broken(source: Source, kept: int, broken: list[tuple[str, str]], max_broken: float) -> None:

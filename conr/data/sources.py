@@ -93,12 +93,11 @@ def _folder(settings: Prepare) -> Source:
     for relative in _files_below(root):
         if table is not None and relative == settings.labels_file:
             continue
-        path = root / relative
-        if path.suffix.lower() not in SUFFIXES:
+        if not relative.lower().endswith(SUFFIXES):
             skipped.append((relative, NOT_AN_IMAGE))
             continue
         label = table.get(relative) if table is not None else _label_from_folders(relative, settings)
-        items.append(Item(relative, label, partial(decode, path, settings.image_size, settings.fit)))
+        items.append(Item(relative, label, partial(decode, f"{root}/{relative}", settings.image_size, settings.fit)))
     if not items:
         raise UserError(
             f"prepare.path: {root} holds no image at any depth ({', '.join(SUFFIXES)}); {len(skipped)} other files"
@@ -135,7 +134,9 @@ def _files_below(root: Path) -> list[str]:
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
+        below = Path(folder).relative_to(root)
+        prefix = "" if below == Path() else f"{below.as_posix()}/"
+        found += [prefix + name for name in files if not name.startswith(".")]
     return sorted(found)
 
 

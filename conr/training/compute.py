@@ -68,13 +68,11 @@ class Compute:
 
 
 @torch.no_grad()
-def clean_features(
-    network: Network, images: Tensor, compute: Compute, progress: Progress, description: str
-) -> NDArray[np.float32]:
+def clean_features(network: Network, images: Tensor, compute: Compute, progress: Progress, description: str) -> Tensor:
     """l2-normalised features of all images, not augmented, with the network in evaluation mode.
 
     Returns:
-        (N, D) float32.
+        (N, D) float32 on the device.
 
     Raises:
         UserError: the weights have diverged so far that features are not finite.
@@ -87,11 +85,11 @@ def clean_features(
             indices = torch.arange(first, min(first + FEATURE_BATCH, len(images)), device=images.device)
             with compute.autocast():
                 features = network(to_pixels(compute.batch(images, indices)))
-            parts.append(F.normalize(features.float(), dim=1).cpu())
+            parts.append(F.normalize(features.float(), dim=1))
             advance(len(indices))
     network.train(training)
-    result: NDArray[np.float32] = torch.cat(parts).numpy()
-    if not np.isfinite(result).all():
+    result = torch.cat(parts)
+    if not result.isfinite().all():
         raise UserError(
             "the features of the network are not finite numbers, so its training has diverged. "
             "Lower optimiser.base_learning_rate, or set precision to float32, and train it again"

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from conr.clustering import kmeans
+from conr.clustering import kmeans_tensors
 from conr.hosts import Host, host_class
 from conr.metrics import feature_spread, label_scores
 from conr.networks import Outputs, Siamese
@@ -71,7 +71,8 @@ class InstanceConcordance:
         row: Row = {"spread": feature_spread(features)}
         if self.labels is not None:
             classes = max(len(np.unique(self.labels[self.labels >= 0])), 1)
-            row |= label_scores(self.labels, kmeans(features, classes, seed=0, restarts=10).assignments)
+            _, assignments, _ = kmeans_tensors(features, classes, seed=0, restarts=10)
+            row |= label_scores(self.labels, assignments.cpu().numpy())
         return row
 
     def state(self) -> dict[str, Tensor]:

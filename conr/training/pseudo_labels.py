@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from conr.clustering import kmeans
+from conr.clustering import kmeans_tensors
 from conr.networks import Siamese
 from conr.progress import silent
 from conr.training.compute import Compute, clean_features
@@ -34,18 +32,12 @@ class PseudoLabels:
         self.centroids: Tensor | None = None
         self.assignments = torch.empty(0, dtype=torch.int64)
 
-    def renew(self) -> NDArray[np.float32]:
-        """Cluster again, from the last centroids if there are any; returns the (N, D) features."""
+    def renew(self) -> Tensor:
+        """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device."""
         features = clean_features(self.model.target, self.images, self.compute, silent, "features")
-        clustering = kmeans(
-            features,
-            self.clusters,
-            seed=self.seed,
-            restarts=FIRST_RESTARTS,
-            start=None if self.centroids is None else self.centroids.cpu().numpy(),
+        self.centroids, self.assignments, _ = kmeans_tensors(
+            features, self.clusters, seed=self.seed, restarts=FIRST_RESTARTS, start=self.centroids
         )
-        self.centroids = torch.from_numpy(clustering.centroids).to(self.compute.device)
-        self.assignments = torch.from_numpy(clustering.assignments).to(self.compute.device)
         return features
 
     def state(self) -> dict[str, Tensor]:

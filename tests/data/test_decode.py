@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from conr.data.decode import SUFFIXES, UnreadableImageError, decode
 
@@ -75,6 +75,27 @@ def test_a_large_jpeg_is_shrunk_to_its_own_colours(tmp_path: Path) -> None:
     pixels = decode(saved(tmp_path / "image.jpg", left_right), 8, "crop")
     np.testing.assert_allclose(pixels[:, :3], np.broadcast_to([250, 10, 10], (8, 3, 3)), atol=12)
     np.testing.assert_allclose(pixels[:, 5:], np.broadcast_to([10, 10, 250], (8, 3, 3)), atol=12)
+
+
+@pytest.mark.parametrize("quality", [30, 75, 100])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}, {"comment": "!"}]
+)
+@pytest.mark.parametrize("shape", [(32, 32), (50, 33), (127, 200), (256, 256), (257, 256), (8, 900)])
+def test_a_small_jpeg_has_the_pixels_that_pillow_gives(
+    tmp_path: Path, shape: tuple[int, int], options: dict[str, object], quality: int
+) -> None:
+    smooth = Image.fromarray(noise(8, 8)).resize(shape, Image.Resampling.BICUBIC)
+    path = saved(tmp_path / "image.jpg", smooth, quality=quality, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.fit(image, (70, 70), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(decode(path, 70, "crop"), expected)
+
+
+def test_small_jpegs_are_not_opened_by_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "image.jpg", flat((200, 100, 50)))
+    monkeypatch.setattr(Image, "open", None)
+    np.testing.assert_allclose(decode(path, 16, "crop"), np.broadcast_to([200, 100, 50], (16, 16, 3)), atol=3)
 
 
 # Modes

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from conr.data import pack as packing
-from conr.data.decode import UnreadableImageError, decode
+from conr.data import reading
+from conr.data.decode import UnreadableImageError
 from conr.data.items import Item, Source
-from conr.data.pack import decode_all, pack
+from conr.data.pack import pack
 from conr.data.sources import open_source
 from conr.data.store import open_store
 from conr.errors import UserError
@@ -101,7 +100,7 @@ def test_labels_of_broken_images_only_are_none(tmp_path: Path) -> None:
 
 
 def test_order_is_kept_over_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "CHUNK", 4)
+    monkeypatch.setattr(reading, "CHUNK", 4)
     labels = [f"class {number % 3}" for number in range(11)]
     manifest = pack(source(labels, torn=[5]), SETTINGS, tmp_path / "store")
     kept = [number for number in range(11) if number != 5]
@@ -114,7 +113,7 @@ def test_order_is_kept_over_several_chunks(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_more_images_than_one_chunk_really_holds(tmp_path: Path) -> None:
-    count = packing.CHUNK + 3
+    count = reading.CHUNK + 3
     pack(source([None] * count), SETTINGS, tmp_path / "store")
     store = open_store(tmp_path / "store")
     assert store.manifest.files == [f"file-{number}" for number in range(count)]
@@ -206,7 +205,7 @@ def test_without_labels_there_are_no_training_labels(tmp_path: Path) -> None:
 def test_parts_and_moments_are_those_of_the_images_that_can_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, torn: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(packing, "CHUNK", chunk)
+    monkeypatch.setattr(reading, "CHUNK", chunk)
     settings = Prepare(image_size=SIZE, protocol="held-out", max_broken=0.5)
     manifest = pack(source(["x"] * 11, torn, train_count=5, score_start=4), settings, tmp_path / "store")
     trained = [number for number in range(5) if number not in torn]
@@ -288,23 +287,6 @@ def test_another_error_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a mistake in the code"):
         pack(Source("x", [Item("a", None, fails)], train_count=1, score_start=0), SETTINGS, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_warnings_of_many_threads_are_silenced_and_the_filters_left_as_they_were(tmp_path: Path) -> None:
-    path = tmp_path / "odd.jpg"
-    odd = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # says five entries, holds none
-    Image.fromarray(image(0)).save(path, exif=odd)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        decode(path, SIZE, "crop")
-        assert caught  # Pillow does warn
-        caught.clear()
-        filters = list(warnings.filters)
-        items = [Item(str(number), None, partial(decode, path, SIZE, "crop")) for number in range(300)]
-        outcomes = [outcome for _, chunk in decode_all(items) for outcome in chunk]
-        assert caught == []
-        assert warnings.filters == filters
-    assert len(outcomes) == 300
 
 
 # Damaged stores

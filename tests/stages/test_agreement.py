@@ -1,15 +1,16 @@
 """params.yaml, dvc.yaml, the presets and the declarations say the same."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 from imports import ROOT, imported_files
 
-from conr.parameters import ParamsFile
+from conr.parameters import Device, ParamsFile
 from stages import params_file, paths
-from stages.cli import STAGES
+from stages.cli import STAGES, assign
+from stages.flags import VIEWS
 
 PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -18,14 +19,13 @@ NOT_A_DEPENDENCY = {"conr/parameters.py"}
 
 
 def test_pipeline_and_command_line_have_the_same_stages_in_the_same_order() -> None:
-    assert list(PIPELINE["stages"]) == list(STAGES)
+    assert list(PIPELINE["stages"]) == list(STAGES) == list(VIEWS)
     assert all(stage["cmd"] == f"conr {name}" for name, stage in PIPELINE["stages"].items())
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dvc_tracks_exactly_the_parameters_that_a_stage_reads(stage: str) -> None:
-    view, _ = STAGES[stage]
-    assert sorted(PIPELINE["stages"][stage]["params"]) == sorted(view.model_fields)
+    assert sorted(PIPELINE["stages"][stage]["params"]) == sorted(VIEWS[stage].model_fields)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,7 +53,7 @@ def test_paths_and_pipeline_name_the_same_artifacts() -> None:
     known -= {path.as_posix() for path in beside}
     inside = {path for path in known if any(path.startswith(f"{out}/") for out in outs)}
     assert known - inside == outs - {"artifacts/embeddings"}
-    embeddings = {paths.EMBEDDINGS, paths.PRETRAINED_EMBEDDINGS, paths.FURTHER_EMBEDDINGS, paths.EMBEDDED_SEEDS}
+    embeddings = {paths.EMBEDDINGS, paths.PRETRAINED_EMBEDDINGS, paths.FURTHER_EMBEDDINGS, paths.EMBEDDED}
     assert inside == {path.as_posix() for path in embeddings | {paths.SEEDS}}
 
 
@@ -69,14 +69,14 @@ def test_params_file_is_the_digits_preset() -> None:
 
 
 def test_every_parameter_is_explained_and_has_a_flag_of_its_own_in_each_stage() -> None:
-    for view, _ in STAGES.values():
+    for view in VIEWS.values():
         flags = [key[-1] for key, _ in params_file.leaves(view)]
         assert len(flags) == len(set(flags))
     assert all(field.description for _, field in params_file.leaves(ParamsFile))
 
 
 def test_no_two_stages_can_disagree_on_a_declaration() -> None:
-    for view, _ in STAGES.values():
+    for view in VIEWS.values():
         for name, field in view.model_fields.items():
             declared = ParamsFile.model_fields[name]
             assert (field.annotation, field.metadata, field.default) == (
@@ -84,3 +84,7 @@ def test_no_two_stages_can_disagree_on_a_declaration() -> None:
                 declared.metadata,
                 declared.default,
             )
+
+
+def test_assign_takes_the_devices_that_are_declared() -> None:
+    assert get_type_hints(assign)["device"] == get_args(Device)[0]

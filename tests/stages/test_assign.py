@@ -16,6 +16,7 @@ from conr.errors import UserError
 from conr.export import INPUT, OUTPUT, export, open_session
 from conr.networks import Encoder, Network, mlp
 from conr.progress import silent
+from conr.quantisation import quantise
 from stages import assign
 from stages.paths import CENTROIDS, ENCODER
 
@@ -91,6 +92,15 @@ def test_every_image_goes_to_its_nearest_centroid(project: Project, encoder: Pat
         assert rows[name]["cluster"] == cluster
         assert float(rows[name]["own_distance"]) == pytest.approx(0, abs=2e-3)
     assert summary == f"8 images in 3 clusters, listed in {project.output}"
+
+
+def test_an_int8_encoder_sorts_as_well_and_is_named(project: Project, encoder: Path) -> None:
+    project.assign()
+    expected = {name: row["cluster"] for name, row in project.rows().items()}
+    ENCODER.unlink()
+    quantise(encoder, np.stack(list(project.pixels.values())), ENCODER)
+    assert project.assign().endswith("by an int8 encoder (extract.precision)")
+    assert {name: row["cluster"] for name, row in project.rows().items()} == expected
 
 
 def test_images_of_another_size_are_fitted_as_the_encoder_was_taught(project: Project) -> None:

@@ -18,6 +18,7 @@ from conr.errors import UserError
 from conr.parameters import PretrainStage
 from conr.training.checkpoints import save_weights
 from stages import params_file
+from stages.cli import STAGES
 from stages.pretrain import fresh_model
 
 
@@ -67,6 +68,11 @@ def refused(folder: Path, *arguments: str) -> str:
             {"network": {"bn_group": 64}, "finetune": {"batch_size": 200}},
             "network.bn_group = 64 does not divide finetune.batch_size = 200",
         ),
+        (
+            {"device": "cuda", "extract": {"precision": "int8"}},
+            "extract.precision = int8 is for CPUs, device = cuda is",
+        ),
+        ({"extract": {"precision": "int4"}}, "extract.precision = 'int4' should be 'float32' or 'int8'"),
         ({"seeds": [3, 4, 3]}, "seeds = [3, 4, 3] names a seed twice"),
         ({"seeds": [3, -1]}, "seeds.1 = -1 should be greater than or equal to 0"),
         ({"seeds": 3}, "seeds = 3 should be a valid list"),
@@ -162,7 +168,7 @@ def test_stages_in_the_wrong_order_say_what_to_run(project: Path, packed: Path, 
     shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "finetune")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "extract")
-    assert "artifacts/embeddings/seeds.json is missing" in refused(tmp_path, "evaluate")
+    assert "artifacts/embeddings/embedded.json is missing" in refused(tmp_path, "evaluate")
 
 
 def test_weights_of_another_framework_are_refused(packed: Path, tmp_path: Path) -> None:
@@ -264,12 +270,17 @@ def test_help_teaches_and_loads_nothing_heavy(command: list[str], conr: Conr) ->
     result = conr(*command, "--help")
     assert result.returncode == 0
     assert "Usage: conr" in result.stdout
+    heavy = {"torch", "numpy", "faiss", "sklearn", "onnxruntime", "matplotlib", "PIL"}
+    if not set(STAGES).intersection(command):
+        heavy |= {"yaml", "rich.progress"}  # for params.yaml, and for what runs
+    if not command:
+        heavy |= {"pydantic"}  # for the flags of the stages; Typer itself takes it for those of the others
     script = (
         "import runpy, sys\n"
         f"sys.argv = ['conr', *{command}, '--help']\n"
         "try: runpy.run_module('stages.cli', run_name='__main__'); from stages.cli import app; app()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'faiss', 'sklearn', 'onnxruntime', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        f"heavy = {heavy} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)\n"
     )
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

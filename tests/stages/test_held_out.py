@@ -21,7 +21,7 @@ from stages import evaluate, finetune, params_file, pretrain
 from stages.paths import (
     ASSIGNMENTS,
     CENTROIDS,
-    EMBEDDED_SEEDS,
+    EMBEDDED,
     EMBEDDINGS,
     FINETUNE_LOG,
     METRICS,
@@ -94,7 +94,7 @@ def embeddings(params: ParamsFile) -> NDArray[np.float32]:
     EMBEDDINGS.parent.mkdir(parents=True, exist_ok=True)
     for path in (EMBEDDINGS, PRETRAINED_EMBEDDINGS):
         np.save(path, units)
-    EMBEDDED_SEEDS.write_text(json.dumps([params.seed]))
+    EMBEDDED.write_text(json.dumps({"seeds": [params.seed], "precision": "float32"}))
     return units
 
 

@@ -21,6 +21,7 @@ from conr.progress import Advance, silent
 from conr.training.checkpoints import load_weights
 from conr.training.group import finetune as train
 from stages import cli, finetune, params_file
+from stages.flags import VIEWS
 from stages.paths import (
     CHECKPOINTS,
     EMBEDDINGS,
@@ -46,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = params_file.validated(params_file.read(folder / "params.yaml"))
     with pytest.MonkeyPatch.context() as patch, chdir(folder):
         patch.delenv("DVC_ROOT", raising=False)
-        for name, (view, _) in cli.STAGES.items():
+        for name, view in VIEWS.items():
             if "seeds" in view.model_fields:
                 result = run_conr(folder, name)
                 assert result.returncode == 0, result.stderr

@@ -34,9 +34,9 @@ def test_clean_features_are_unit_outputs_in_evaluation_mode(network: Network) ->
     features = clean_features(network, images, PLAIN, silent, "features")
     with torch.no_grad():
         expected = F.normalize(network.eval()(to_pixels(images)), dim=1)
-    assert features.dtype == np.float32
-    assert np.linalg.norm(features, axis=1) == pytest.approx(np.ones(20), abs=1e-6)
-    torch.testing.assert_close(torch.from_numpy(features), expected)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(20))
+    torch.testing.assert_close(features, expected)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -55,7 +55,7 @@ def test_clean_features_keep_the_order_of_images_over_several_batches(
     at_once = clean_features(network, images, PLAIN, silent, "features")
     monkeypatch.setattr(module, "FEATURE_BATCH", 7)
     in_parts = clean_features(network, images, PLAIN, silent, "features")
-    assert in_parts == pytest.approx(at_once, abs=1e-5)
+    torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
 
 
 def test_broken_weights_are_an_error_that_says_what_to_do(network: Network) -> None:
@@ -71,9 +71,9 @@ def test_bfloat16_features_are_close_to_those_in_float32(network: Network) -> No
     half = Compute.choose("cpu", "bfloat16")
     assert half.precision == torch.bfloat16
     rounded = clean_features(network, images, half, silent, "features")
-    assert rounded.dtype == np.float32
-    assert not np.array_equal(rounded, exact)
-    assert rounded == pytest.approx(exact, abs=0.05)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
 
 
 def test_explicit_choices_are_taken() -> None:

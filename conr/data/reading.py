@@ -1,0 +1,102 @@
+"""Reading items: in their order, a chunk at a time, on all cores where that pays."""
+
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from threading import Thread
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conr.data.decode import UnreadableImageError
+from conr.data.items import Item
+from conr.errors import UserError
+
+CHUNK = 64  # images read at a time
+TRIAL = 0.2  # seconds of reading that tell how long the rest will take
+WORTH_PROCESSES = 1.0  # seconds of reading; starting them takes about half of that
+PROCESSES = 16  # at most: one process packs what they read
+
+Reader: TypeAlias = Callable[[], NDArray[np.uint8]]
+Outcome: TypeAlias = NDArray[np.uint8] | str
+Chunks: TypeAlias = Generator[tuple[Sequence[Item], list[Outcome]], None, None]
+
+
+def read_all(items: Sequence[Item]) -> Chunks:
+    """Chunks of items with the pixels of each; a failure becomes its reason.
+
+    Short work is done here. Longer work is shared by processes, not by threads: of the time that Pillow takes for a
+    small image it holds the interpreter lock for most. They run a few chunks ahead and no further, so that memory does
+    not grow with the number of items.
+
+    Raises:
+        UserError: a process was killed from outside.
+    """
+    started = time.perf_counter()
+    outcomes: list[Outcome] = []
+    while len(outcomes) < min(CHUNK, len(items)) and time.perf_counter() < started + TRIAL:
+        outcomes += read_chunk([items[len(outcomes)].read])
+    done = len(outcomes)
+    seconds_left = (time.perf_counter() - started) / max(done, 1) * (len(items) - done)
+    yield items[:done], outcomes
+    chunks = (items[first : first + CHUNK] for first in range(done, len(items), CHUNK))
+    if seconds_left < WORTH_PROCESSES:
+        for chunk in chunks:
+            yield chunk, read_chunk([item.read for item in chunk])
+    else:
+        yield from _read_in_processes(chunks)
+
+
+def read_chunk(readers: Sequence[Reader]) -> list[Outcome]:
+    """The pixels of each image, or why there are none."""
+    outcomes: list[Outcome] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's warnings on odd metadata say nothing about the pixels
+        for read in readers:
+            try:
+                outcomes.append(read())
+            except UnreadableImageError as error:
+                outcomes.append(str(error))
+    return outcomes
+
+
+def _read_in_processes(chunks: Iterable[Sequence[Item]]) -> Chunks:
+    processes = min(os.cpu_count() or 1, PROCESSES)
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of libraries in any state
+    pool = ProcessPoolExecutor(processes, context, _follow_parent)
+    try:
+        ahead: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
+        for chunk in chunks:
+            ahead.append((chunk, pool.submit(read_chunk, [item.read for item in chunk])))
+            if len(ahead) > 2 * processes:
+                chunk, future = ahead.popleft()
+                yield chunk, future.result()
+        for chunk, future in ahead:
+            yield chunk, future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that reads images was killed, perhaps for want of memory; free some and run the same command "
+            "again"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """Leave it to the parent what Ctrl-C means, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

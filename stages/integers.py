@@ -1,0 +1,17 @@
+"""Whole numbers in one flag, as in --seeds 0,1,2."""
+
+import typer
+
+
+class Integers(list[int]):
+    """A type of its own, so that Typer takes one flag for all of them."""
+
+
+def integers(value: str | list[int]) -> list[int]:
+    """From a flag, or from the list that params.yaml gives as its default."""
+    if not isinstance(value, str):
+        return list(value)
+    try:
+        return [int(part) for part in value.replace(",", " ").split()]
+    except ValueError as error:
+        raise typer.BadParameter(f"{value!r} should be whole numbers such as 0,1,2") from error

@@ -19,7 +19,7 @@ VALUES: dict[str, dict[str, Any]] = {
     for name, path in FILES.items()
 }
 ORDER = "seed seeds device precision clusters k k1 k2 fr prepare network host neighbourhood boundary views optimiser"
-ORDER += " pretrain finetune evaluate"
+ORDER += " pretrain finetune extract evaluate"
 
 # What a data set changes in the paper's recipe for CIFAR-10 (Sec. 4.1 and 4.2).
 RESNET34 = {"network.architecture": "resnet34", "network.stem": "imagenet"}

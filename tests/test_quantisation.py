@@ -148,7 +148,7 @@ def test_a_head_without_biases_is_quantised_up_to_its_last_product(tmp_path: Pat
 
 
 def test_few_images_are_enough_to_calibrate_on(pair: tuple[Path, Path, float], tmp_path: Path) -> None:
-    assert quantise(pair[0], images(2), tmp_path / "int8.onnx") > 0.99
+    assert quantise(pair[0], images(16), tmp_path / "int8.onnx") > 0.99
 
 
 def test_an_encoder_that_eight_bits_cannot_hold_is_refused(tmp_path: Path) -> None:

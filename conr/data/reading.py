@@ -6,9 +6,10 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from threading import Thread
 from typing import TypeAlias
 
@@ -74,7 +75,8 @@ def _read_in_processes(chunks: Iterable[Sequence[Item]]) -> Chunks:
     try:
         ahead: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
         for chunk in chunks:
-            ahead.append((chunk, pool.submit(read_chunk, [item.read for item in chunk])))
+            with _no_interrupt():
+                ahead.append((chunk, pool.submit(read_chunk, [item.read for item in chunk])))
             if len(ahead) > 2 * processes:
                 chunk, future = ahead.popleft()
                 yield chunk, future.result()
@@ -87,6 +89,19 @@ def _read_in_processes(chunks: Iterable[Sequence[Item]]) -> Chunks:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C: a process that is started meanwhile never gets it, not even before its first line."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_parent() -> None:

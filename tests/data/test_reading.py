@@ -127,7 +127,7 @@ def test_warnings_are_silenced_and_the_filters_left_as_they_were(tmp_path: Path)
 
 
 ENDLESS = """
-import itertools, sys
+import signal
 from functools import partial
 import numpy as np
 from conr.data import reading
@@ -135,6 +135,7 @@ from conr.data.decode import resize
 from conr.data.items import Item
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a shell's background
     reading.WORTH_PROCESSES = 0.0
     items = [Item("", None, partial(resize, np.zeros((9, 9, 3), np.uint8), 99))] * 10**6
     for number, _ in enumerate(reading.read_all(items)):

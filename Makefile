@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-gpu bench-table2 clean
+.PHONY: run test test-bench check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-gpu bench-table2 clean
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -12,6 +12,9 @@ run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 
 test: $(READY) check  ## Set up, then lint, check types and run all tests
 	@pytest
+
+test-bench: $(READY)  ## Two minutes more: the resumable GPU benchmarks at toy size
+	@pytest tests/bench
 
 check: $(READY)
 	@ruff format --check .

@@ -21,7 +21,7 @@ from stages.paths import STORE
 
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED = Integers([0])
-RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "goes on after the last finished epoch")
+RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "goes on after the last saved epoch")
 
 app = typer.Typer(
     name="conr",
@@ -93,7 +93,7 @@ def main() -> NoReturn:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         _fail(
-            f"the disk is full{where}; free some space and run the same command again, finished epochs are kept",
+            f"the disk is full{where}; free some space and run the same command again, saved epochs are kept",
             2,
         )
     sys.exit(0)

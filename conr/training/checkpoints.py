@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from conr.errors import UserError
 from conr.files import atomic_file
 from conr.networks import Siamese
 from conr.training.model import build
+
+SAVING = 0.02  # of the time of a training may go into saving its state
 
 
 def fingerprint(*parts: object) -> str:
@@ -45,6 +48,15 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "state.pt"
+        self._due = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether so much was done since the last save that another one costs little: `SAVING` of the time.
+
+        With long epochs that is after each; on a fast GPU an epoch may take no longer than saving its result.
+        """
+        return time.monotonic() >= self._due
 
     def load(self) -> dict[str, Any] | None:
         """The last saved state on the CPU, or None if there is none."""
@@ -55,12 +67,15 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the saved state. The old one stays whole until the new one is on the disk."""
+        started = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         # Through memory: PyTorch's own writer turns a full disk into an error that cannot be told from others.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         with atomic_file(self.file) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+        finished = time.monotonic()
+        self._due = finished + (finished - started) / SAVING
 
     def remove(self) -> None:
         """Delete the state of a run that has finished."""

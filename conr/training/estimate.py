@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from conr.progress import Advance, Progress
-from conr.training.checkpoints import Checkpoint
+from conr.training.checkpoints import SAVING, Checkpoint
 
 WARM_UP_STEPS = 3
 EPOCHS = 4  # timed after the warm-up; the first of them counts for its beginning only
@@ -103,9 +103,9 @@ class Cost:
 
     @property
     def epoch_seconds(self) -> float:
-        """Seconds of an epoch, its share of the examinations included."""
-        end = self._scale * self.measured.end * self.ends / self.epochs
-        return self.steps * self.measured.step + end + self.measured.save
+        """Seconds of an epoch, its share of the examinations and of the savings included."""
+        computing = self.steps * self.measured.step + self._scale * self.measured.end * self.ends / self.epochs
+        return computing + min(self.measured.save, SAVING * computing)
 
     @property
     def seconds(self) -> float:
@@ -186,7 +186,9 @@ def _some(
 
 
 class _TimedCheckpoint(Checkpoint):
-    """A checkpoint that notes how many seconds every saving takes."""
+    """A checkpoint that is saved after every epoch, and notes how many seconds that takes."""
+
+    due = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

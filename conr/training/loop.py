@@ -88,7 +88,7 @@ def train(
     checkpoint: Checkpoint,
     progress: Progress,
 ) -> list[Row]:
-    """Train a model in place, from its last checkpoint if there is one, and save one after every epoch.
+    """Train a model in place, from its last checkpoint if there is one, and save one after epochs when it is due.
 
     Every epoch's randomness comes from (seed, stage, epoch) alone, so a resumed run equals an uninterrupted one.
 
@@ -117,6 +117,7 @@ def train(
         history = state["history"]
 
     steps = len(images) // recipe.batch_size
+    saved = len(history)
     with progress(recipe.stage, recipe.epochs * steps, done=len(history) * steps) as advance:
         for epoch in range(len(history), recipe.epochs):
             started = time.perf_counter()
@@ -141,20 +142,22 @@ def train(
 
             mean_loss = total.item() / steps
             if not math.isfinite(mean_loss):
-                raise UserError(_diverged(recipe, epoch, len(history)))
+                raise UserError(_diverged(recipe, epoch, saved))
             row: Row = {"epoch": recipe.first_epoch + epoch + 1, "loss": mean_loss}
             row["learning_rate"] = optimiser.param_groups[0]["lr"]
             row |= objective.end_epoch(epoch)
             row["seconds"] = round(time.perf_counter() - started, 3)
             history.append(row)
-            checkpoint.save(
-                {
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "objective": objective.state(),
-                    "history": history,
-                }
-            )
+            if checkpoint.due or len(history) == recipe.epochs:
+                checkpoint.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "objective": objective.state(),
+                        "history": history,
+                    }
+                )
+                saved = len(history)
             advance(0, note=f"loss {mean_loss:.3f}")
     return history
 
@@ -206,8 +209,8 @@ def _target_momentum(recipe: Recipe, moment: float) -> float:
     return target_momentum(moment, settings.target_momentum, settings.schedule_epochs)
 
 
-def _diverged(recipe: Recipe, epoch: int, finished: int) -> str:
-    kept = f"the state after epoch {finished} is kept" if finished else "no epoch was finished before"
+def _diverged(recipe: Recipe, epoch: int, saved: int) -> str:
+    kept = f"the state after epoch {saved} is kept" if saved else "no epoch was finished before"
     return (
         f"{recipe.stage}: the loss is not a finite number in epoch {epoch + 1} of {recipe.epochs}; {kept}. "
         "Lower optimiser.base_learning_rate, or set precision to float32, and run the same command again"

@@ -64,7 +64,7 @@ def test_a_stopped_stage_goes_on_and_ends_with_the_same_weights(
     assert not (tmp_path / weights).exists()
     if with_signal != signal.SIGKILL:
         assert stopped.stderr is not None
-        assert "the same command goes on after the last finished epoch" in stopped.stderr.read()
+        assert "the same command goes on after the last saved epoch" in stopped.stderr.read()
 
     result = run_conr(tmp_path, stage)
     assert result.returncode == 0, result.stderr

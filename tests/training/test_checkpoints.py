@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from conr import hosts
 from conr.errors import UserError
 from conr.files import atomic_file
 from conr.networks import Siamese
+from conr.training import checkpoints
 from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
 from conr.training.model import build
 
@@ -71,6 +73,24 @@ def test_checkpoint_returns_what_was_saved_last(tmp_path: Path) -> None:
         state = {"model": {"w": torch.arange(3.0) + epoch}, "history": [{"epoch": epoch, "loss": 0.25, "acc": None}]}
         checkpoint.save(state)
         assert same(Checkpoint(tmp_path / "run" / "pretrain").load(), state)
+
+
+def test_saving_is_due_as_often_as_it_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+
+    def slow_disk(descriptor: int) -> None:
+        nonlocal now
+        now += 0.5
+
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(os, "fsync", slow_disk)
+    checkpoint, saved = Checkpoint(tmp_path), []
+    for epoch in range(20):
+        now += 3.0  # seconds of an epoch; a saving takes half a second, a fiftieth of 25
+        if checkpoint.due:
+            checkpoint.save({})
+            saved.append(epoch)
+    assert saved == [0, 9, 18]
 
 
 def test_removed_checkpoint_is_gone_and_removing_again_is_harmless(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a few epochs say about a whole training, with a clock and a training of which everything is known."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from conr.progress import Progress, silent
 from conr.training import estimate
-from conr.training.checkpoints import Checkpoint
+from conr.training.checkpoints import SAVING, Checkpoint
 from conr.training.estimate import Cost, Measurement, measure
 
 BATCH, CLASSES, INPUTS, OUTPUTS = 100, 10, 3, 5
@@ -79,7 +80,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_a_few_epochs_foretell_the_whole_training(
-    count: int, step: float, fewest: int, timed: int, clock: Any, tmp_path: Path
+    count: int, step: float, fewest: int, timed: int, clock: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = Pretended(step=step, start=2e-4, end=2e-4, save=0.3)
     clock(training)
@@ -91,6 +92,7 @@ def test_a_few_epochs_foretell_the_whole_training(
     assert (measured.start, measured.end) == (pytest.approx(2e-4 * timed), pytest.approx(2e-4 * timed))
     assert all(seen == set(range(CLASSES)) for seen in training.seen), "a sorted store is sampled all over"
 
+    monkeypatch.setattr(estimate, "SAVING", math.inf)  # as the pretended training saves after every epoch
     cost = Cost(measured, count, BATCH, epochs=7, ends=7)
     begun = training.now
     training(images, labels, 7, Checkpoint(tmp_path / "real"), silent)
@@ -116,11 +118,12 @@ def test_a_multiply_add_counts_as_two_operations_forth_and_back(clock: Any, tmp_
     assert measured.checkpoint > 4 * 1000
 
 
-def test_the_sums_of_a_cost() -> None:
-    measured = Measurement(images=500, step_flops=3_000, step=0.5, start=4.0, end=1.0, save=0.25, checkpoint=1_000)
+@pytest.mark.parametrize(("save", "share"), [(0.1, 0.1), (7.0, SAVING * 6.05)])
+def test_the_sums_of_a_cost(save: float, share: float) -> None:
+    measured = Measurement(images=500, step_flops=3_000, step=0.5, start=4.0, end=1.0, save=save, checkpoint=1_000)
     cost = Cost(measured, images=1_050, batch_size=100, epochs=40, ends=20, runs=3, start_up=6.0)
     assert cost.steps == 10
     assert cost.epoch_flops == 30_000
     assert cost.rate == 6_000
-    assert cost.epoch_seconds == pytest.approx(10 * 0.5 + 2.1 * 1.0 / 2 + 0.25)
-    assert cost.seconds == pytest.approx(6.0 + 3 * (2.1 * 4.0 + 40 * (5.0 + 1.05 + 0.25)))
+    assert cost.epoch_seconds == pytest.approx(10 * 0.5 + 2.1 * 1.0 / 2 + share)
+    assert cost.seconds == pytest.approx(6.0 + 3 * (2.1 * 4.0 + 40 * (5.0 + 1.05 + share)))

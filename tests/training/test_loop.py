@@ -1,9 +1,10 @@
 """Both training stages on 64 tiny images: resuming, divergence, and what may not steer."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from conr.hosts import host_class
 from conr.networks import Outputs, Pair, Siamese
 from conr.parameters import Boundary, Finetune, FinetuneStage, Host, Optimiser, Pretrain, PretrainStage, Views
 from conr.progress import Advance, Progress, silent
+from conr.training import checkpoints
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute
 from conr.training.group import GroupConcordance, finetune
@@ -57,6 +59,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def saved_after_every_epoch() -> Iterator[None]:
+    """However quick it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "SAVING", math.inf)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +415,22 @@ def test_purity_counts_known_labels_only(images: NDArray[np.uint8], labels: Labe
     single = np.where(np.arange(64) == 5, 0, -1)
     _, history = run("finetune", images, single, Checkpoint(tmp_path / "two"), epochs=1)
     assert history[0]["neighbour_purity"] is None
+
+
+def test_the_last_epoch_is_saved_although_the_one_before_was_just_now(
+    images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SAVING", 1e-9)
+
+    class Counted(Checkpoint):
+        epochs: ClassVar[list[int]] = []
+
+        def save(self, state: Mapping[str, Any]) -> None:
+            self.epochs.append(len(state["history"]))
+            super().save(state)
+
+    run("pretrain", images, None, Counted(tmp_path))
+    assert Counted.epochs == [1, EPOCHS]
 
 
 @pytest.mark.parametrize("stage", STAGES)

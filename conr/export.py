@@ -123,7 +123,7 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
 
     Args:
         path: the .onnx file.
-        device: "cpu", "cuda", or "auto" for CUDA if this onnxruntime has it and the file is no int8 one.
+        device: "cpu", "cuda", or "auto" for CUDA if this onnxruntime can use it and the file is no int8 one.
 
     Raises:
         UserError: the file is missing or damaged, an int8 one on CUDA, or onnxruntime would silently run it elsewhere.
@@ -147,14 +147,16 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
         session = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise UserError(f"{path} is not a whole ONNX file ({error}); run conr extract again") from error
-    if session.get_providers()[0] != provider:
+    fell_back = session.get_providers()[0] != provider
+    int8_on_cuda = chosen == "cuda" and properties(session).get("precision") == "int8"
+    if device == "auto" and (fell_back or int8_on_cuda):
+        return open_session(path, "cpu")
+    if fell_back:
         raise UserError(
             f"onnxruntime fell back from {provider} to {session.get_providers()[0]}; use --device cpu, or mend its "
             "CUDA installation"
         )
-    if chosen == "cuda" and properties(session).get("precision") == "int8":
-        if device == "auto":
-            return open_session(path, "cpu")
+    if int8_on_cuda:
         raise UserError(f"{path} is an int8 encoder, which is for CPUs; use --device cpu")
     return session
 

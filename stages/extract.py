@@ -62,9 +62,10 @@ def _export_and_embed(
 ) -> str:
     """Returns what the encoder was found to equal."""
     checked = _export(store, weights, encoder, parameters.extract.precision, progress)
-    session = open_session(encoder, parameters.device)
+    # A device that can train need not be one that onnxruntime has been built for.
+    session = open_session(encoder, "cpu" if parameters.device == "cpu" else "auto")
     embed(session, store.images, embeddings, progress, f"embed {embeddings.stem}")
-    return checked
+    return f"{checked}, run by {session.get_providers()[0]}"
 
 
 def _export(store: Store, weights: Path, encoder: Path, precision: str, progress: Progress) -> str:

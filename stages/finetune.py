@@ -4,9 +4,11 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from conr.data.store import Store, open_store
 from conr.errors import UserError
+from conr.networks import Siamese
 from conr.parameters import FinetuneStage
 from conr.progress import Progress
 from conr.training.checkpoints import Checkpoint, load_weights, save_weights
@@ -20,9 +22,9 @@ def run(parameters: FinetuneStage, progress: Progress) -> str:
     """Refine the pretrained networks, or go on where the same run was interrupted; returns the summary."""
     store = open_store(STORE)
     first, *further = parameters.seeds or [parameters.seed]
+    _pretrained(parameters)  # refused before anything of an earlier run is removed
     shutil.rmtree(FURTHER_SEEDS, ignore_errors=True)  # of an earlier run with other seeds
     FURTHER_SEEDS.mkdir(parents=True)
-    SEEDS.write_text(json.dumps([first, *further]))
     places = {first: (FINETUNED, FINETUNE_LOG)}
     places |= {seed: further_paths(seed) for seed in further}
     # Removed together: DVC deletes the weights of the first seed when the stage is run again for the second.
@@ -36,6 +38,7 @@ def run(parameters: FinetuneStage, progress: Progress) -> str:
             f"{len(rows)} epochs of ConNR, loss {rows[0]['loss']:.3f} → {last['loss']:.3f}, "
             f"cluster sizes {last['cluster_sizes']}; weights in {weights}"
         )
+    SEEDS.write_text(json.dumps(list(places)))  # last: the sign that all weights are of this run
     for checkpoint in checkpoints:
         checkpoint.remove()
     return "\n".join(lines)
@@ -50,12 +53,7 @@ def _one_seed(
     parameters: FinetuneStage, seed: int, store: Store, weights: Path, progress: Progress
 ) -> tuple[Checkpoint, list[Row]]:
     alone = parameters.model_copy(update={"seed": seed, "seeds": []})
-    model, description = load_weights(PRETRAINED)
-    if description["framework"] != parameters.host.framework:
-        raise UserError(
-            f"{PRETRAINED} was trained with host.framework = {description['framework']}, not "
-            f"{parameters.host.framework}; run conr pretrain again, or set host.framework back"
-        )
+    model, description = _pretrained(parameters)
     pretrained = hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
     checkpoint = checkpoint_of("finetune", alone.model_dump(), store.training_identity, pretrained)
     first_epoch = len(read_log(PRETRAIN_LOG))
@@ -64,3 +62,14 @@ def _one_seed(
     rows = finetune(model, images, labels, alone, first_epoch, checkpoint, progress, name)
     save_weights(weights, model, description)
     return checkpoint, rows
+
+
+def _pretrained(parameters: FinetuneStage) -> tuple[Siamese, dict[str, Any]]:
+    """The networks to start from, and the description that they are built from."""
+    model, description = load_weights(PRETRAINED)
+    if description["framework"] != parameters.host.framework:
+        raise UserError(
+            f"{PRETRAINED} was trained with host.framework = {description['framework']}, not "
+            f"{parameters.host.framework}; run conr pretrain again, or set host.framework back"
+        )
+    return model, description

@@ -161,11 +161,6 @@ def check_together(params: ParamsFile) -> None:
             raise UserError(
                 f"network.bn_group = {params.network.bn_group} does not divide {stage}.batch_size = {batch_size}"
             )
-    if params.extract.precision == "int8" and params.device == "cuda":
-        raise UserError(
-            "extract.precision = int8 is for CPUs, device = cuda is not; with device = auto a GPU trains and the CPU "
-            "extracts, or use float32"
-        )
     if params.optimiser.warmup_epochs >= params.optimiser.schedule_epochs:
         raise UserError(
             f"optimiser.warmup_epochs = {params.optimiser.warmup_epochs} leaves nothing of optimiser.schedule_epochs = "

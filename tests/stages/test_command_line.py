@@ -68,10 +68,6 @@ def refused(folder: Path, *arguments: str) -> str:
             {"network": {"bn_group": 64}, "finetune": {"batch_size": 200}},
             "network.bn_group = 64 does not divide finetune.batch_size = 200",
         ),
-        (
-            {"device": "cuda", "extract": {"precision": "int8"}},
-            "extract.precision = int8 is for CPUs, device = cuda is",
-        ),
         ({"extract": {"precision": "int4"}}, "extract.precision = 'int4' should be 'float32' or 'int8'"),
         ({"seeds": [3, 4, 3]}, "seeds = [3, 4, 3] names a seed twice"),
         ({"seeds": [3, -1]}, "seeds.1 = -1 should be greater than or equal to 0"),

@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import onnxruntime
 import pytest
 from project import run_conr, write_params
 
 from conr import quantisation
 from conr.errors import UserError
-from conr.export import open_session, properties
+from conr.export import PROVIDERS, open_session, properties
 from conr.parameters import EvaluateStage, Extract, ExtractStage
 from conr.progress import silent
 from stages import evaluate, extract, params_file
@@ -65,3 +67,14 @@ def test_int8_embeds_nearly_alike_and_is_named_everywhere(
     evaluate.run(params_file.view_of(EvaluateStage, params), silent)
     assert "<dt>precision of the encoder</dt><dd>int8</dd>" in REPORT.read_text()
     assert "All features come from int8 encoders (extract.precision)." in SUMMARY.read_text()
+
+
+@pytest.mark.skipif(PROVIDERS["cuda"] in onnxruntime.get_available_providers(), reason="onnxruntime has CUDA")
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_what_was_trained_on_a_gpu_is_extracted_on_the_cpu_where_onnxruntime_has_no_other(
+    project: Path, precision: Literal["float32", "int8"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "SIMILARITY", 0.95)
+    summary = extract.run(ExtractStage(device="cuda", extract=Extract(precision=precision)), silent)
+    assert ", run by CPUExecutionProvider; 1,797 embeddings in" in summary
+    assert properties(open_session(ENCODER, "cpu"))["precision"] == precision

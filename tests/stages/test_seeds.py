@@ -16,11 +16,11 @@ from project import run_conr, write_params
 from conr.data.store import open_store
 from conr.errors import UserError
 from conr.export import embed, export, open_session
-from conr.parameters import FinetuneStage
+from conr.parameters import ExtractStage, FinetuneStage, Host
 from conr.progress import Advance, silent
 from conr.training.checkpoints import load_weights
 from conr.training.group import finetune as train
-from stages import cli, finetune, params_file
+from stages import cli, extract, finetune, params_file
 from stages.flags import VIEWS
 from stages.paths import (
     CHECKPOINTS,
@@ -34,6 +34,7 @@ from stages.paths import (
     STORE,
     SUMMARY,
 )
+from stages.paths import SEEDS as SEEDS_FILE
 
 SEEDS = [3, 4]
 SHORT: dict[str, Any] = {"pretrain": {"epochs": 1}, "finetune": {"epochs": 1}}
@@ -190,6 +191,26 @@ def test_a_finished_seed_is_not_trained_again_after_a_failure_in_the_next(
         assert weights_of(Path(), seed).read_bytes() == weights_of(finished, seed).read_bytes()
     assert PRETRAINED.exists()
     assert not list(CHECKPOINTS.iterdir())
+
+
+def test_a_refused_run_keeps_what_an_earlier_one_made_and_an_unfinished_one_is_not_taken_for_finished(
+    finished: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished / FURTHER_SEEDS, FURTHER_SEEDS)
+    files = sorted(FURTHER_SEEDS.rglob("*"))
+    other = parameters(0, [7]).model_copy(update={"host": Host(framework="simsiam")})
+    with pytest.raises(UserError, match="was trained with host.framework = byol, not simsiam"):
+        finetune.run(other, silent)
+    assert sorted(FURTHER_SEEDS.rglob("*")) == files
+
+    def stopped(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "finetune", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        finetune.run(parameters(0, [7]), silent)
+    with pytest.raises(UserError, match=rf"{SEEDS_FILE} is missing or not whole .*; run conr finetune first"):
+        extract.run(ExtractStage(device="cpu"), silent)
 
 
 def test_fewer_seeds_leave_nothing_of_the_others_behind(finished: Path, pretrained: Path) -> None:

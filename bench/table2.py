@@ -4,7 +4,7 @@
     python bench/table2.py --preset cifar10 --rows 7 --seeds 0      # the full 1,000 epochs, ConNR only
 
 Seed after seed: one pretraining, then the rows that start from it. What is finished is kept in RESULTS/PRESET.json and
-not run again; table and curves beside it are written anew after every slice. What is not finished is kept in STATE, to
+not run again; table and curves beside it are written anew after every seed. What is not finished is kept in STATE, to
 the epoch; SIGTERM ends a slice as its last minute does. Labels enter the scores only.
 """
 
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 3, 6, 7], help="of Table 2, from 1 to 7")
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop training")
+    parser.add_argument("--jobs", type=int, help="trainings side by side (default: one on a GPU); they share its time")
     parser.add_argument("--archive", type=Path, default=ARCHIVE)
     parser.add_argument("--state", type=Path, default=ROOT / ".conr/table2", help="store and weights")
     parser.add_argument("--results", type=Path, default=ROOT / ".conr/results", help="scores, table and curves")
@@ -82,16 +83,16 @@ def main() -> None:
         home.mkdir(exist_ok=True)
         os.environ["DVC_ROOT"] = str(home)  # weights and checkpoints of this seed
         try:
-            run_experiments(params, waiting, [seed], default_jobs(params.device), console.progress)
+            run_experiments(params, waiting, [seed], arguments.jobs or default_jobs(params.device), console.progress)
         except BrokenProcessPool:
             if not stop.reached:
                 raise
         for (name, _), outcome in finished(params, waiting, [seed]).items():
             kept.add(name, seed, outcome.__dict__, arguments.commit)
+        kept.write()
         if all(kept.has(row, seed) for row in rows):
             shutil.rmtree(home)
     missing = sum(not kept.has(row, seed) for row in rows for seed in arguments.seeds)
-    kept.write()
     print(kept.table())
     print(f"\n{missing} of {len(rows) * len(arguments.seeds)} runs are missing" + ("; go on" if missing else ""))
 

@@ -27,7 +27,8 @@ Seeds = Annotated[
     Field(description="Seeds of fine-tuning and evaluation, to report mean ± std; empty for seed alone"),
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], Field(description="Where to compute; auto takes a GPU if there is one; extract one that onnxruntime can use")
+    Literal["auto", "cpu", "cuda"],
+    Field(description="Where to compute; auto takes a GPU if there is one; extract one that onnxruntime can use"),
 ]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],

@@ -163,7 +163,7 @@ def test_stages_in_the_wrong_order_say_what_to_run(project: Path, packed: Path, 
     assert "artifacts/store does not exist; run conr prepare first" in refused(project, "pretrain")
     shutil.copytree(packed / "artifacts/store", tmp_path / "artifacts/store")
     assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "finetune")
-    assert "artifacts/pretrain/weights.safetensors does not exist" in refused(tmp_path, "extract")
+    assert "artifacts/seeds/seeds.json is missing" in refused(tmp_path, "extract")
     assert "artifacts/embeddings/embedded.json is missing" in refused(tmp_path, "evaluate")
 
 

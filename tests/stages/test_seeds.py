@@ -199,7 +199,7 @@ def test_a_refused_run_keeps_what_an_earlier_one_made_and_an_unfinished_one_is_n
     shutil.copytree(finished / FURTHER_SEEDS, FURTHER_SEEDS)
     files = sorted(FURTHER_SEEDS.rglob("*"))
     other = parameters(0, [7]).model_copy(update={"host": Host(framework="simsiam")})
-    with pytest.raises(UserError, match="was trained with host.framework = byol, not simsiam"):
+    with pytest.raises(UserError, match=r"was trained with host\.framework = byol, not simsiam"):
         finetune.run(other, silent)
     assert sorted(FURTHER_SEEDS.rglob("*")) == files
 

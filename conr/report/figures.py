@@ -260,38 +260,40 @@ def gallery(
     images: Pixels,
     order: list[list[int]],
     path: Path,
-    row_titles: Sequence[str] | None = None,
-    title: str = "The most typical images of each cluster",
 ) -> None:
-    """Write one row of images per cluster, of the first 30 clusters at most.
+    """Write one row of the most typical images per cluster, of the first 30 clusters at most.
 
     Args:
         images: (N, H, W, 3) uint8.
         order: for each cluster the indices of its images, the most typical first; empty for an empty one.
         path: the PNG file.
-        row_titles: what stands left of each row; the cluster's place in `order` if None.
-        title: what stands on top.
     """
-    titles = [str(number) for number in range(len(order))] if row_titles is None else list(row_titles)
-    save(gallery_figure(images, order, titles, title), path)
+    save(gallery_figure(images, order), path)
 
 
-def gallery_figure(images: Pixels, order: list[list[int]], row_titles: Sequence[str], title: str) -> Figure:
+def gallery_figure(images: Pixels, order: list[list[int]]) -> Figure:
     """The figure of `gallery`, one pixel of the tiles to a pixel of the file."""
     shown, left_out = order[:MOST_GALLERY_ROWS], len(order) - MOST_GALLERY_ROWS
-    titles = [shorten(name) for name in row_titles[: len(shown)]]
     canvas = montage(images, shown)
     height, width = canvas.shape[:2]
-    left, top, bottom = 24 + 11 * max(map(len, titles), default=0), 56, 40 if left_out > 0 else 10
+    left, top, bottom = 24 + 11 * len(str(len(shown) - 1)), 56, 40 if left_out > 0 else 10
     full_width, full_height = max(left + width + 10, 620), top + height + bottom
     figure = Figure(figsize=(full_width / DPI, full_height / DPI))
     axes = figure.add_axes((left / full_width, bottom / full_height, width / full_width, height / full_height))
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    figure.text(10 / full_width, 1 - 18 / full_height, title, va="top", weight="bold", fontsize=11, color=INK)
-    for row, name in enumerate(titles):
+    figure.text(
+        10 / full_width,
+        1 - 18 / full_height,
+        "The most typical images of each cluster",
+        va="top",
+        weight="bold",
+        fontsize=11,
+        color=INK,
+    )
+    for row in range(len(shown)):
         centre = (row + 0.5) * height / len(shown) - GAP / 2
-        axes.text(-10, centre, name, ha="right", va="center", fontsize=10, color=INK)
+        axes.text(-10, centre, str(row), ha="right", va="center", fontsize=10, color=INK)
         if not shown[row]:
             axes.text(0, centre, "no images", va="center", fontsize=9, color=INK)
     if left_out > 0:

@@ -29,13 +29,10 @@ MEANINGS = {
     "nmi": "How much the cluster tells about the class: 0 is nothing, 1 is everything.",
     "ari": "Agreement on which images belong together: 0 is chance, 1 is perfect.",
     "class acc": "ACC of each class alone, then the mean: a rare class counts as much as a common one.",
-    "purity": "Images that belong to the most frequent class of their cluster. 1 is perfect.",
-    "neighbour purity": "Neighbours that belong to the image's own class. 1 is perfect.",
     "silhouette": "How much closer images are to their own cluster than to the next, from −1 to 1. Needs no labels.",
     "balance": "How equal the clusters are in size: 1 is equal, 0 is everything in one cluster. Neither need be right.",
-    "spread": "How much of the space the embeddings use: near 1 is good, near 0 is a collapse.",
 }
-HIGHER_IS_BETTER = {"acc", "nmi", "ari", "class acc", "purity", "neighbour purity", "silhouette"}
+HIGHER_IS_BETTER = {"acc", "nmi", "ari", "class acc", "silhouette"}
 
 
 @dataclass(frozen=True)
@@ -125,16 +122,15 @@ def write_page(report: Report, path: Path) -> None:
 def difference(before: str, after: str) -> str | None:
     """The change between two formatted numbers, with a sign and as many decimals; None if one is no number.
 
-    Numbers may carry a percent sign if both do: "91.0 %" to "93.5 %" is "+2.5 points". Of an `after` like
-    "0.953 ± 0.004" the mean counts.
+    Of an `after` like "0.953 ± 0.004" the mean counts.
     """
-    number = re.compile(r"([+\-−]?\d+(?:\.\d+)?)\s*(%?)")
-    old, new = number.fullmatch(before.strip()), number.fullmatch(after.partition("±")[0].strip())
-    if old is None or new is None or old[2] != new[2]:
+    number = re.compile(r"-?\d+(\.\d+)?")
+    old, new = number.fullmatch(before), number.fullmatch(after.partition(" ± ")[0])
+    if old is None or new is None:
         return None
-    gap = Decimal(new[1].replace("−", "-")) - Decimal(old[1].replace("−", "-"))
+    gap = Decimal(new[0]) - Decimal(old[0])
     sign = "+" if gap > 0 else "−" if gap < 0 else "±"
-    return f"{sign}{abs(gap)}" + (" points" if new[2] else "")
+    return f"{sign}{abs(gap)}"
 
 
 def _facts(facts: list[tuple[str, str]]) -> str:

@@ -199,11 +199,11 @@ class TestGallery:
         striped = (pixels == (200, 30, 60)).all(axis=-1)
         assert striped.sum() == 48 * 48 / 2  # no blended pixel between the stripes
 
-    def test_rows_are_titled_and_the_rest_is_counted(self) -> None:
+    def test_rows_are_numbered_and_the_rest_is_counted(self) -> None:
         images = np.zeros((2, 8, 8, 3), dtype=np.uint8)
-        figure = figures.gallery_figure(images, [[0], []] * 20, [f"cluster {i}" for i in range(40)], "Title")
+        figure = figures.gallery_figure(images, [[0], []] * 20)
         texts = [text.get_text() for text in figure.axes[0].texts if text.get_text() != "no images"]
-        assert texts == [f"cluster {i}" for i in range(30)]
+        assert texts == [str(number) for number in range(30)]
         assert "10 more clusters are not shown here" in [text.get_text() for text in figure.texts]
 
 

@@ -1,6 +1,6 @@
 """prepare: conr against torchvision's ImageFolder, on 32-px JPEG files and on photo-sized ones.
 
-    make bench-prepare      # under three minutes on two CPU cores
+    make bench-prepare      # about five minutes on two CPU cores
 
 Both read two folders of files made from scikit-learn's two sample photographs: cut-outs, and enlarged with noise. What
 ImageFolder with Resize and CenterCrop gives is put into an array, in a plain loop and through a DataLoader with two
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 REPEATS = 3
 PROCESSES = 2
 PHOTOS = ((1600, 1200), (1536, 2048), (3000, 2000), (3000, 4000))
-KINDS = {"32-px files": (50_000, 32), "photos": (64, 224)}  # how many, size in the store
+KINDS = {"32-px files": (50_000, 32), "photos": (256, 224)}  # how many, size in the store
 
 
 def main() -> None:

@@ -183,6 +183,12 @@ def estimate(
     from stages import params_file
 
     changes = params_file.settings(settings or [])
+    images = [key for key in changes if key.startswith("prepare.")]
+    if images:
+        raise UserError(
+            f"--set {images[0]}: the images are timed as they are packed; change it in {params_file.PARAMS} and run "
+            "conr prepare first"
+        )
     params = params_file.changed(params_file.validated(params_file.read()), changes)
     params_file.check_together(params)
     params_file.check_against_data(params, STORE / "manifest.json")

@@ -81,6 +81,7 @@ def test_the_table_says_what_training_takes_and_nothing_is_left_behind(packed: P
         (["pretrain.epoch=3"], "unknown key pretrain.epoch; did you mean pretrain.epochs?"),
         (["k1"], "--set k1 should be KEY=VALUE"),
         (["k1=[1"], "[1 is not valid YAML"),
+        (["k1=9", "prepare.image_size=16"], "--set prepare.image_size: the images are timed as they are packed"),
         (["k1=300"], "k1 = 300 is larger than finetune.batch_size = 256"),
         (["fr=2"], "fr = 2 should be less than or equal to 1"),
         (["pretrain.batch_size=1798"], "pretrain.batch_size = 1798 is larger than the number of images"),

@@ -79,7 +79,7 @@ def _digits(settings: Prepare) -> Source:
 
 
 def _folder(settings: Prepare) -> Source:
-    root = Path(settings.path).expanduser()
+    root = Path(settings.path)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"prepare.path: {root} {what}; set it to the folder that holds your images")

@@ -122,12 +122,6 @@ def test_what_is_no_image_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert [item.file for item in source.items] == ["a.png"]
 
 
-def test_a_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_images(tmp_path / "pictures", "a.png")
-    assert [item.file for item in folder(Path("~/pictures")).items] == ["a.png"]
-
-
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"prepare\.path: {tmp_path}/nowhere does not exist"):
         folder(tmp_path / "nowhere")

@@ -50,6 +50,11 @@ def refused(folder: Path, *arguments: str) -> str:
         ({"fr": 0}, "fr = 0 should be greater than 0"),
         ({"fr": 1.01}, "fr = 1.01 should be less than or equal to 1"),
         ({"prepare": {"source": "digit"}}, "prepare.source = 'digit' should be 'digits', 'folder', 'cifar10'"),
+        (
+            {"prepare": {"path": "~/photos"}},
+            f"prepare.path = '~/photos' should be {Path.home()}/photos: DVC does not know ~",
+        ),
+        ({"prepare": {"path": "~nobody-here"}}, "prepare.path = '~nobody-here' should be ./~nobody-here"),
         ({"network": {"stem": None}}, "network.stem = None should be 'cifar' or 'imagenet'"),
         ({"views": 3}, "views = 3 should be"),
         ({"k1": 300}, "k1 = 300 is larger than finetune.batch_size = 256"),

@@ -1,5 +1,6 @@
 """assign: new images → the clusters of the last run. No artifact of the pipeline, but what one uses it for."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,9 +14,10 @@ from conr.data.sources import open_source
 from conr.errors import UserError
 from conr.evaluation import place
 from conr.export import infer, open_session, properties
+from conr.files import sha256_of
 from conr.parameters import Prepare
 from conr.progress import Progress
-from stages.paths import CENTROIDS, ENCODER
+from stages.paths import CENTROIDS, CLUSTERED, ENCODER
 from stages.tables import write_assignments
 
 
@@ -31,6 +33,7 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
         centroids = np.load(CENTROIDS)
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{CENTROIDS} is not whole ({error}); run conr evaluate again") from error
+    _check_encoder()
     if not {"image_size", "fit"} <= made_for.keys() or session.get_outputs()[0].shape[1] != centroids.shape[1]:
         raise UserError(f"{ENCODER} and {CENTROIDS} do not belong together; run dvc repro again")
     size, fit = made_for["image_size"], made_for["fit"]
@@ -67,6 +70,19 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     if broken:
         lines.append(f"{len(broken):,} images cannot be read, the first: {broken[0][0]}: {broken[0][1]}")
     return "\n".join(lines)
+
+
+def _check_encoder() -> None:
+    """Distances of one encoder's embeddings to the centroids of another's would look right and mean nothing."""
+    try:
+        clustered = json.loads(CLUSTERED.read_text())["encoder"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{CLUSTERED}, which names the encoder of {CENTROIDS}, is missing or not whole ({error}); run conr "
+            "evaluate again, or dvc repro"
+        ) from error
+    if clustered != sha256_of(ENCODER):
+        raise UserError(f"{CENTROIDS} belongs to another encoder than {ENCODER}; run conr evaluate, or dvc repro")
 
 
 def _copy(folder: Path, files: list[str], assignments: list[int], clusters: int, target: Path) -> None:

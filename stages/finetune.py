@@ -1,12 +1,12 @@
 """finetune: pretrained networks → networks refined with group concordance (ConNR), once for each seed."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 from conr.data.store import Store, open_store
 from conr.errors import UserError
+from conr.files import sha256_of
 from conr.parameters import FinetuneStage
 from conr.progress import Progress
 from conr.training.checkpoints import Checkpoint, load_weights, save_weights
@@ -56,8 +56,7 @@ def _one_seed(
             f"{PRETRAINED} was trained with host.framework = {description['framework']}, not "
             f"{parameters.host.framework}; run conr pretrain again, or set host.framework back"
         )
-    pretrained = hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
-    checkpoint = checkpoint_of("finetune", alone.model_dump(), store.training_identity, pretrained)
+    checkpoint = checkpoint_of("finetune", alone.model_dump(), store.training_identity, sha256_of(PRETRAINED))
     first_epoch = len(read_log(PRETRAIN_LOG))
     name = f"finetune, seed {seed}" if parameters.seeds else "finetune"
     images, labels = store.training_images, store.training_labels

@@ -1,6 +1,8 @@
 """New images go to the clusters of the last run, broken ones are named, and parts that do not belong together too."""
 
 import csv
+import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from conr.networks import Encoder, Network, mlp
 from conr.progress import silent
 from conr.quantisation import quantise
 from stages import assign
-from stages.paths import CENTROIDS, ENCODER
+from stages.paths import CENTROIDS, CLUSTERED, ENCODER
 
 SIZE, DIMENSION, CLUSTERS = 8, 16, 3
 NAMES = ["a.png", "b.png", "deep/d.png", "deep/er/c.png", "e.png", "f.png", "g.png", "h.png"]
@@ -57,6 +59,11 @@ def embedded(encoder: Path, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float
     return rows
 
 
+def clustered_by(encoder: Path) -> None:
+    """Say that the centroids belong to an encoder, as evaluate does."""
+    CLUSTERED.write_text(json.dumps({"encoder": hashlib.sha256(encoder.read_bytes()).hexdigest()}))
+
+
 @pytest.fixture
 def project(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)
@@ -71,6 +78,7 @@ def project(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     ENCODER.symlink_to(encoder)
     CENTROIDS.parent.mkdir()
     np.save(CENTROIDS, embedded(encoder, [pixels[name] for name in ("a.png", "deep/d.png", "h.png")]))
+    clustered_by(encoder)
     return Project(tmp_path / "new", pixels, tmp_path / "results" / "table.csv")
 
 
@@ -99,6 +107,7 @@ def test_an_int8_encoder_sorts_as_well_and_is_named(project: Project, encoder: P
     expected = {name: row["cluster"] for name, row in project.rows().items()}
     ENCODER.unlink()
     quantise(encoder, np.stack(list(project.pixels.values())), ENCODER)
+    clustered_by(ENCODER)
     assert project.assign().endswith("by an int8 encoder (extract.precision)")
     assert {name: row["cluster"] for name, row in project.rows().items()} == expected
 
@@ -187,6 +196,24 @@ def test_truncated_centroids_are_named(project: Project, size: int) -> None:
         project.assign()
 
 
+def test_centroids_of_another_encoder_of_the_same_dimension_are_refused(project: Project) -> None:
+    other = ENCODER.read_bytes() + b"\x00"
+    CLUSTERED.write_text(json.dumps({"encoder": hashlib.sha256(other).hexdigest()}))
+    message = f"{CENTROIDS} belongs to another encoder than {ENCODER}; run conr evaluate, or dvc repro"
+    with pytest.raises(UserError, match=message):
+        project.assign()
+    assert not project.output.exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
+def test_results_that_do_not_name_their_encoder_are_refused(project: Project, content: str | None) -> None:
+    CLUSTERED.unlink()
+    if content is not None:
+        CLUSTERED.write_text(content)
+    with pytest.raises(UserError, match=rf"{CLUSTERED}, which names the encoder .*; run conr evaluate again"):
+        project.assign()
+
+
 def test_centroids_of_another_dimension_are_refused(project: Project) -> None:
     np.save(CENTROIDS, np.zeros((CLUSTERS, DIMENSION + 1), dtype=np.float32))
     with pytest.raises(UserError, match=f"{ENCODER} and {CENTROIDS} do not belong together; run dvc repro again"):
@@ -198,5 +225,6 @@ def test_an_encoder_that_does_not_say_how_images_were_fitted_is_refused(project:
     onnx.helper.set_model_props(graph, {"conr": '{"image_size": 8}'})
     ENCODER.unlink()
     onnx.save(graph, ENCODER)
+    clustered_by(ENCODER)
     with pytest.raises(UserError, match="do not belong together"):
         project.assign()

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from conr.data.items import NOT_AN_IMAGE
 from conr.errors import UserError
 from conr.export import INPUT, OUTPUT, export, open_session
 from conr.networks import Encoder, Network, mlp
@@ -149,6 +150,16 @@ def test_a_broken_image_is_reported_and_the_others_assigned(project: Project, tm
     assert len(list((tmp_path / "sorted").rglob("*.png"))) == 8
 
 
+def test_files_that_were_skipped_are_counted_and_the_first_named(project: Project) -> None:
+    for name in ("notes.txt", "deep/film.mp4", "raw.cr2", "z.heic"):
+        (project.images / name).touch()
+    assert project.assign().splitlines()[1:] == [
+        "4 other files skipped:",
+        *(f"  {name}: {NOT_AN_IMAGE}" for name in ("deep/film.mp4", "notes.txt", "raw.cr2")),
+        "  … and 1 more",
+    ]
+
+
 def test_a_name_that_is_not_unicode_goes_out_as_it_came_in(project: Project) -> None:
     name = os.fsdecode("Käfer.png".encode("latin-1"))
     try:
@@ -173,7 +184,7 @@ def test_images_that_are_all_broken_are_an_error(project: Project, tmp_path: Pat
 def test_a_folder_without_images_is_an_error(project: Project, tmp_path: Path, make: bool) -> None:
     if make:
         (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path}/none (is not a folder|holds no image)"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/none (is not a folder|holds no image)"):
         assign.run(tmp_path / "none", project.output, None, "cpu", silent)
 
 

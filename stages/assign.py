@@ -1,6 +1,7 @@
 """assign: new images → the clusters of the last run. No artifact of the pipeline, but what one uses it for."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,6 +27,9 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     """Assign every image below a folder to the nearest centroid; returns the summary."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name the one that holds the images")
+    _check_output(output)
+    if sort_into is not None:
+        _check_sort_into(sort_into, folder)
     session = open_session(ENCODER, device)
     made_for = properties(session)
     size, fit = made_for.get("image_size"), made_for.get("fit")
@@ -71,6 +75,28 @@ def run(folder: Path, output: Path, sort_into: Path | None, device: str, progres
     if len(skipped) > SHOWN:
         lines.append(f"  … and {len(skipped) - SHOWN:,} more")
     return "\n".join(lines)
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder; name a file, such as {output / 'assignments.csv'}")
+    _check_writable(output.parent, f"--output {output}")
+
+
+def _check_sort_into(target: Path, folder: Path) -> None:
+    """Copies of an earlier run would stand beside this one's; those in the source would be its images next time."""
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--sort-into {target} lies in {folder}, whose images are sorted; name a folder outside it")
+    _check_writable(target, f"--sort-into {target}")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"--sort-into {target} is not empty; name a new folder, or remove what is in it")
+
+
+def _check_writable(folder: Path, what: str) -> None:
+    """Whether files can be written to a folder that need not be there yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"{what}: {there} is no folder that can be written to; name another place")
 
 
 def _centroids() -> NDArray[np.float32]:

@@ -117,7 +117,9 @@ for _name, _summary in STAGES.items():
 def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
-    sort_into: Annotated[Path | None, typer.Option(help="Also copy the images here, a folder per cluster")] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(help="Also copy the images into this new or empty folder, by cluster")
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
     ] = "auto",

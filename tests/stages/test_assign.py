@@ -133,6 +133,41 @@ def test_images_are_copied_into_a_folder_per_cluster(project: Project, encoder: 
     assert summary.endswith(f"copied into one folder per cluster in {tmp_path}/sorted")
 
 
+@pytest.mark.parametrize(
+    ("output", "sort_into", "message"),
+    [
+        ("new", None, "--output .*/new is a folder; name a file, such as .*/new/assignments.csv"),
+        ("file/table.csv", None, "--output .*/file/table.csv: .*/file is no folder that can be written to"),
+        ("locked/a/table.csv", None, "--output .*: .*/locked is no folder that can be written to"),
+        ("table.csv", "full", "--sort-into .*/full is not empty; name a new folder"),
+        ("table.csv", "file", "--sort-into .*/file: .*/file is no folder that can be written to"),
+        ("table.csv", "locked/a", "--sort-into .*: .*/locked is no folder that can be written to"),
+        ("table.csv", "new", "--sort-into .*/new lies in .*/new, whose images are sorted; name a folder outside"),
+        ("table.csv", "link/sorted", "--sort-into .*/link/sorted lies in .*/new"),
+    ],
+)
+def test_places_that_cannot_be_written_to_are_refused_before_any_image_is_read(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, sort_into: str | None, message: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("new")
+    for folder in ("full/0", "locked"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere
+    monkeypatch.setattr(assign, "open_session", lambda *_: pytest.fail("it went on"))
+    target = None if sort_into is None else tmp_path / sort_into
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=message):
+        assign.run(project.images, tmp_path / output, target, "cpu", silent)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_may_be_sorted_into(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "sorted").mkdir()
+    project.assign(sort_into=tmp_path / "sorted")
+    assert len(list((tmp_path / "sorted").rglob("*.png"))) == len(NAMES)
+
+
 def test_folders_are_named_alike_whatever_clusters_come(project: Project, tmp_path: Path) -> None:
     few = np.load(CENTROIDS)
     np.save(CENTROIDS, np.concatenate([few, -few, -few, -few]))  # 12 clusters, of which these images use the first

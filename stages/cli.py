@@ -83,19 +83,21 @@ def run_stage(name: str, *arguments: object) -> None:
 
 
 def main() -> NoReturn:
-    """Run the command; a mistake of the user becomes one message and exit code 2."""
+    """Run the command; a mistake of the user, or a file that cannot be used, becomes one message and exit code 2."""
     try:
         app()
     except UserError as error:
         _fail(str(error), 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" while writing {error.filename}" if error.filename else ""
+            _fail(
+                f"the disk is full{where}; free some space and run the same command again, saved epochs are kept",
+                2,
+            )
+        if error.filename is None:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        _fail(
-            f"the disk is full{where}; free some space and run the same command again, saved epochs are kept",
-            2,
-        )
+        _fail(f"{error.filename}: {error.strerror}", 2)
     sys.exit(0)
 
 

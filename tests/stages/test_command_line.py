@@ -147,6 +147,21 @@ def test_a_params_file_that_is_no_yaml_is_named(project: Path) -> None:
     assert "params.yaml is not valid YAML" in refused(project, "prepare")
 
 
+def test_a_params_file_that_is_not_in_utf_8_is_named_with_the_place(project: Path) -> None:
+    (project / "params.yaml").write_bytes("seed: 0\n# für alle\n".encode("latin-1"))
+    message = "params.yaml is not in UTF-8: line 2, byte 11 of the file is 0xfc; save it in UTF-8"
+    assert message in refused(project, "prepare")
+    assert message in refused(project, "ablate")
+
+
+def test_files_and_folders_in_each_other_s_place_are_named(project: Path, tmp_path: Path) -> None:
+    (project / "artifacts").touch()
+    assert refused(project, "prepare") == "Error: artifacts/store.tmp: Not a directory"
+    (project / "params.yaml").unlink()
+    (project / "params.yaml").mkdir()
+    assert refused(project, "prepare") == "Error: params.yaml: Is a directory"
+
+
 def test_numbers_in_scientific_notation_are_numbers(project: Path) -> None:
     text = (project / "params.yaml").read_text().replace("weight_decay: 0.0005", "weight_decay: 5e-4")
     (project / "params.yaml").write_text(text)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -84,6 +85,9 @@ def run_stage(name: str, *arguments: object) -> None:
 
 def main() -> NoReturn:
     """Run the command; a mistake of the user, or a file that cannot be used, becomes one message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     try:
         app()
     except UserError as error:

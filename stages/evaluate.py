@@ -120,7 +120,8 @@ def _write_plots(result: Evaluation, store: Store) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["cluster", "images"])
         writer.writerows(enumerate(result.sizes))
-    with (PLOTS / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+    # A folder that is a label may have a name that is no text; DVC draws nothing of a table that is not UTF-8.
+    with (PLOTS / "confusion.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["label", "cluster"])
         if store.labels is not None:

@@ -23,6 +23,9 @@ from stages.paths import STORE
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED = Integers([0])
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "goes on after the last saved epoch")
+GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
+LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
 
 app = typer.Typer(
     name="conr",
@@ -80,7 +83,22 @@ def run_stage(name: str, *arguments: object) -> None:
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         _fail(f"stopped; the same command {RESUMED.get(name, 'starts from the beginning')}", 128 + number)
+    except (MemoryError, RuntimeError) as error:
+        message = _out_of_memory(name, error)
+        if message is None:
+            raise
+        raise UserError(message) from error
     typer.echo(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
+
+
+def _out_of_memory(name: str, error: Exception) -> str | None:
+    """What to say if memory is too small. The text tells: the class that PyTorch has for it may not be loaded."""
+    mend = LESS_MEMORY.get(name, "free some")
+    if any(sign in str(error) for sign in GPU_IS_FULL):
+        return f"{name} does not fit into the GPU's memory; {mend}, or set device: cpu"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_IS_FULL):
+        return f"{name} does not fit into memory; {mend}"
+    return None
 
 
 def main() -> NoReturn:

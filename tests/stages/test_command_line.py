@@ -1,15 +1,18 @@
 """The command line: flags over file, clear errors, quick help."""
 
+import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from project import ROOT, Conr, run_conr, write_params
 
@@ -18,7 +21,7 @@ from conr.errors import UserError
 from conr.parameters import PretrainStage
 from conr.training.checkpoints import save_weights
 from stages import params_file
-from stages.cli import STAGES
+from stages.cli import STAGES, run_stage
 from stages.pretrain import fresh_model
 
 
@@ -240,6 +243,39 @@ def half_broken(folder: Path) -> None:
         pixels = np.full((9, 9, 3), 100 * number, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"good{number}.png")
         (folder / f"bad{number}.png").write_bytes(b"\x89PNG")
+
+
+def test_networks_that_do_not_fit_into_memory_are_one_message(packed: Path) -> None:
+    message = refused(packed, "pretrain", "--hidden", "10000000000000")  # a petabyte
+    assert message == "Error: pretrain does not fit into memory; lower pretrain.batch_size or network.width"
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "expected"),
+    [
+        (
+            "finetune",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            UserError(
+                "finetune does not fit into the GPU's memory; lower finetune.batch_size or network.width, or set "
+                "device: cpu"
+            ),
+        ),
+        ("extract", MemoryError("9 GiB"), UserError("extract does not fit into memory; free some")),
+        ("pretrain", RuntimeError("shapes differ"), RuntimeError("shapes differ")),
+    ],
+    ids=["GPU", "not in training", "another error"],
+)
+def test_memory_that_is_too_small_is_named_and_no_other_error_is(
+    stage: str, error: Exception, expected: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module(f"stages.{stage}"), "run", failing)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # SIGTERM goes on to end these tests
+    with pytest.raises(type(expected), match=f"^{expected}$"):
+        run_stage(stage)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""Writing files so that a kill or a full disk never leaves a half-written one under its final name."""
+"""Writing files so that a kill or a full disk never leaves a half-written one under its final name; and their hash."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ArrayWriter:

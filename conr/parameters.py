@@ -6,9 +6,11 @@ lists for it, so that it cannot read what DVC does not track. This file itself i
 values are tracked through params.yaml.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from conr import hosts
 
@@ -93,6 +95,18 @@ class Prepare(Parameters):
     max_broken: float = Field(
         default=0.1, ge=0, le=1, description="Largest share of unreadable images that is accepted"
     )
+
+    @field_validator("path")
+    @classmethod
+    def _written_out(cls, path: str) -> str:
+        """`~` would work in `conr prepare` and not in `dvc repro`, which looks for a folder of that name."""
+        if path.startswith("~"):
+            try:
+                instead = str(Path(path).expanduser())
+            except RuntimeError:  # no such user
+                instead = f"./{path}"
+            raise PydanticCustomError("tilde", "{instead}: DVC does not know ~", {"instead": instead})
+        return path
 
 
 class Network(Parameters):

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -22,6 +23,9 @@ from stages.paths import STORE
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED = Integers([0])
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "goes on after the last saved epoch")
+GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
+LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
 
 app = typer.Typer(
     name="conr",
@@ -79,23 +83,43 @@ def run_stage(name: str, *arguments: object) -> None:
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
         _fail(f"stopped; the same command {RESUMED.get(name, 'starts from the beginning')}", 128 + number)
+    except (MemoryError, RuntimeError) as error:
+        message = _out_of_memory(name, error)
+        if message is None:
+            raise
+        raise UserError(message) from error
     typer.echo(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
 
 
+def _out_of_memory(name: str, error: Exception) -> str | None:
+    """What to say if memory is too small. The text tells: the class that PyTorch has for it may not be loaded."""
+    mend = LESS_MEMORY.get(name, "free some")
+    if any(sign in str(error) for sign in GPU_IS_FULL):
+        return f"{name} does not fit into the GPU's memory; {mend}, or set device: cpu"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_IS_FULL):
+        return f"{name} does not fit into memory; {mend}"
+    return None
+
+
 def main() -> NoReturn:
-    """Run the command; a mistake of the user becomes one message and exit code 2."""
+    """Run the command; a mistake of the user, or a file that cannot be used, becomes one message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     try:
         app()
     except UserError as error:
         _fail(str(error), 2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" while writing {error.filename}" if error.filename else ""
+            _fail(
+                f"the disk is full{where}; free some space and run the same command again, saved epochs are kept",
+                2,
+            )
+        if error.filename is None:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        _fail(
-            f"the disk is full{where}; free some space and run the same command again, saved epochs are kept",
-            2,
-        )
+        _fail(f"{error.filename}: {error.strerror}", 2)
     sys.exit(0)
 
 
@@ -117,7 +141,9 @@ for _name, _summary in STAGES.items():
 def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
-    sort_into: Annotated[Path | None, typer.Option(help="Also copy the images here, a folder per cluster")] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(help="Also copy the images into this new or empty folder, by cluster")
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
     ] = "auto",

@@ -17,6 +17,7 @@ from stages.neighbour_figures import check_context, draw_neighbours
 from stages.paths import (
     ASSIGNMENTS,
     CENTROIDS,
+    CLUSTERED,
     EMBEDDED,
     EMBEDDINGS,
     FIGURES,
@@ -43,7 +44,7 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
     store = open_store(STORE)
     check_context(parameters, store)
     first, *further = seeds = parameters.seeds or [parameters.seed]
-    precision = _precision_of(seeds)
+    precision, encoder = _embedded(seeds)
     jobs = [(PRETRAINED_EMBEDDINGS, parameters.seed), (EMBEDDINGS, first)]
     jobs += [(FURTHER_EMBEDDINGS / f"{seed}.npy", seed) for seed in further]
     with progress("evaluate", TASKS + len(jobs)) as advance:
@@ -59,6 +60,7 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
         labels = None if store.labels is None else label_names(store)
         write_assignments(ASSIGNMENTS, store.manifest.files, final.placement, labels)
         np.save(CENTROIDS, final.centroids)
+        CLUSTERED.write_text(json.dumps({"encoder": encoder}) + "\n")
         _write_plots(final, store)
         advance(1, note="tables")
         positions, chosen = embedding_map(_open_embeddings(EMBEDDINGS, store), first)
@@ -75,16 +77,16 @@ def run(parameters: EvaluateStage, progress: Progress) -> str:
     return f"\n{summary}"
 
 
-def _precision_of(seeds: list[int]) -> str:
-    """The precision that the embeddings were made in, after a check that they are of these seeds."""
+def _embedded(seeds: list[int]) -> tuple[str, str]:
+    """The precision of the embeddings and the hash of the first seed's encoder; checks that they are of these seeds."""
     try:
         embedded = json.loads(EMBEDDED.read_text())
-        found, precision = embedded["seeds"], str(embedded["precision"])
+        found, precision, encoder = embedded["seeds"], str(embedded["precision"]), str(embedded["encoder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{EMBEDDED} is missing or not whole ({error}); run conr extract again") from error
     if found != seeds:
         raise UserError(f"the embeddings are of seeds {found}, not {seeds}; run conr finetune and conr extract first")
-    return precision
+    return precision, encoder
 
 
 def _evaluate(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:
@@ -118,7 +120,8 @@ def _write_plots(result: Evaluation, store: Store) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["cluster", "images"])
         writer.writerows(enumerate(result.sizes))
-    with (PLOTS / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+    # A folder that is a label may have a name that is no text; DVC draws nothing of a table that is not UTF-8.
+    with (PLOTS / "confusion.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["label", "cluster"])
         if store.labels is not None:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from conr.data.store import Store, open_store
 from conr.errors import UserError
 from conr.export import embed, export, open_session
+from conr.files import sha256_of
 from conr.parameters import ExtractStage
 from conr.progress import Progress
 from conr.quantisation import quantise
@@ -45,7 +46,8 @@ def run(parameters: ExtractStage, progress: Progress) -> str:
             scratch = Path(folder) / "encoder.onnx"
             _export_and_embed(store, weights, scratch, embeddings, parameters, progress)
     checked = _export_and_embed(store, FINETUNED, ENCODER, EMBEDDINGS, parameters, progress)
-    EMBEDDED.write_text(json.dumps({"seeds": seeds, "precision": parameters.extract.precision}))
+    made = {"seeds": seeds, "precision": parameters.extract.precision, "encoder": sha256_of(ENCODER)}
+    EMBEDDED.write_text(json.dumps(made))
     return f"encoder in {ENCODER}, {checked}; {store.manifest.count:,} embeddings in {EMBEDDINGS}"
 
 
@@ -62,6 +64,7 @@ def _export_and_embed(
 ) -> str:
     """Returns what the encoder was found to equal."""
     checked = _export(store, weights, encoder, parameters.extract.precision, progress)
+    EMBEDDED.unlink(missing_ok=True)  # until all embeddings are of this run, they are of none
     # A device that can train need not be one that onnxruntime has been built for.
     session = open_session(encoder, "cpu" if parameters.device == "cpu" else "auto")
     embed(session, store.images, embeddings, progress, f"embed {embeddings.stem}")

@@ -1,6 +1,5 @@
 """finetune: pretrained networks → networks refined with group concordance (ConNR), once for each seed."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from conr.data.store import Store, open_store
 from conr.errors import UserError
+from conr.files import sha256_of
 from conr.networks import Siamese
 from conr.parameters import FinetuneStage
 from conr.progress import Progress
@@ -54,8 +54,7 @@ def _one_seed(
 ) -> tuple[Checkpoint, list[Row]]:
     alone = parameters.model_copy(update={"seed": seed, "seeds": []})
     model, description = _pretrained(parameters)
-    pretrained = hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
-    checkpoint = checkpoint_of("finetune", alone.model_dump(), store.training_identity, pretrained)
+    checkpoint = checkpoint_of("finetune", alone.model_dump(), store.training_identity, sha256_of(PRETRAINED))
     first_epoch = len(read_log(PRETRAIN_LOG))
     name = f"finetune, seed {seed}" if parameters.seeds else "finetune"
     images, labels = store.training_images, store.training_labels

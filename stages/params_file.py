@@ -41,15 +41,22 @@ def read(path: Path = PARAMS) -> dict[str, Any]:
     """Read the file and check every key, type and range on its own.
 
     Raises:
-        UserError: the file is missing, is no YAML, or a key is unknown, missing or has an impossible value.
+        UserError: the file is missing, is no YAML in UTF-8, or a key is unknown, missing or has an impossible value.
     """
     if not path.exists():
         raise UserError(
             f"there is no {path} in {Path.cwd()}; run conr in the project's folder, or start from a preset: "
             "conr preset digits"
         )
+    data = path.read_bytes()
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = yaml.load(data.decode("utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path} is not in UTF-8: line {line}, byte {error.start} of the file is {data[error.start]:#04x}; save it "
+            "in UTF-8"
+        ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):

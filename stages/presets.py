@@ -62,7 +62,7 @@ def _changes(new: Mapping[str, Any]) -> list[str]:
         return [f"There was no {PARAMS}; it was written anew."]
     try:
         old = params_file.read()
-    except (UserError, UnicodeDecodeError) as error:
+    except UserError as error:
         return [f"The former {PARAMS} could not be compared ({error}); it was written anew."]
     pairs = [(key, params_file.lookup(old, key), value) for key, value in _flat(new)]
     lines = [f"{'.'.join(key)}: {_shown(before)} → {_shown(after)}" for key, before, after in pairs if before != after]

@@ -35,7 +35,7 @@ class Source:
         items: the images.
         train_count: the first so many items are trained on.
         score_start: the items from this one on are scored.
-        skipped: (file, reason) of files that are no images by their name.
+        skipped: (file, reason) of files that are no images by their name, and of folders that are not searched.
     """
 
     name: str
@@ -62,7 +62,7 @@ def arranged(
         train: the training split.
         test: the test split.
         unlabelled: images without labels, which are trained on and never scored.
-        skipped: (file, reason) of files that are no images by their name.
+        skipped: (file, reason) of files that are no images by their name, and of folders that are not searched.
     """
     items = [*unlabelled, *train, *test]
     if protocol == "held-out":

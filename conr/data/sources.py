@@ -1,16 +1,17 @@
 """Where images come from: scikit-learn's digits, any folder, or the data sets of the paper."""
 
 import csv
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from conr.data.benchmarks import open_benchmark
-from conr.data.decode import SUFFIXES, decode, resize
-from conr.data.items import NOT_AN_IMAGE, Item, Source, arranged
+from conr.data.decode import resize
+from conr.data.folders import images_below
+from conr.data.items import Item, Source, arranged
 from conr.data.long_tail import long_tail
 from conr.errors import UserError
 from conr.parameters import Prepare
@@ -79,7 +80,7 @@ def _digits(settings: Prepare) -> Source:
 
 
 def _folder(settings: Prepare) -> Source:
-    root = Path(settings.path).expanduser()
+    root = Path(settings.path)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"prepare.path: {root} {what}; set it to the folder that holds your images")
@@ -88,20 +89,10 @@ def _folder(settings: Prepare) -> Source:
             "prepare.labels: dataset does not go with prepare.source: folder; use none, folder, parent or csv"
         )
     table = _labels_table(root, settings) if settings.labels == "csv" else None
-    items: list[Item] = []
-    skipped: list[tuple[str, str]] = []
-    for relative in _files_below(root):
-        if table is not None and relative == settings.labels_file:
-            continue
-        if not relative.lower().endswith(SUFFIXES):
-            skipped.append((relative, NOT_AN_IMAGE))
-            continue
-        label = table.get(relative) if table is not None else _label_from_folders(relative, settings)
-        items.append(Item(relative, label, partial(decode, f"{root}/{relative}", settings.image_size, settings.fit)))
-    if not items:
-        raise UserError(
-            f"prepare.path: {root} holds no image at any depth ({', '.join(SUFFIXES)}); {len(skipped)} other files"
-        )
+    found, skipped = images_below(root, f"prepare.path: {root}", settings.image_size, settings.fit)
+    items = [replace(item, label=_label(item.file, table, settings)) for item in found]
+    if table is not None:  # which is a file in the folder, and none that was left out
+        skipped = [(file, reason) for file, reason in skipped if file != settings.labels_file]
     if settings.labels != "none" and all(item.label is None for item in items):
         where = settings.labels_file if table is not None else "a subfolder"
         raise UserError(f"prepare.labels: no image in {root} gets a label from {where}; check it, or use labels: none")
@@ -129,19 +120,10 @@ def _split_by_folders(root: str, items: Sequence[Item], skipped: Sequence[tuple[
     return arranged(root, "held-out", splits["train"], splits["test"], skipped=sorted([*skipped, *loose]))
 
 
-def _files_below(root: Path) -> list[str]:
-    """Files at any depth, relative, in sorted order; hidden files and folders are passed over."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(folder).relative_to(root)
-        prefix = "" if below == Path() else f"{below.as_posix()}/"
-        found += [prefix + name for name in files if not name.startswith(".")]
-    return sorted(found)
-
-
-def _label_from_folders(relative: str, settings: Prepare) -> str | None:
-    folders = relative.split("/")[:-1]
+def _label(file: str, table: Mapping[str, str] | None, settings: Prepare) -> str | None:
+    if table is not None:
+        return table.get(file)
+    folders = file.split("/")[:-1]
     if settings.protocol == "held-out":
         folders = folders[1:]  # train and test are no classes
     if settings.labels == "none" or not folders:

@@ -340,8 +340,8 @@ def legend_above(axes: Axes) -> None:
 
 
 def shorten(name: str, length: int = 24) -> str:
-    """A name for a tick: on one line, of bounded length, and without matplotlib's mathematics."""
-    name = " ".join(name.split()).replace("$", r"\$")
+    """A name for a tick: on one line, of bounded length, and of characters that matplotlib draws as they are."""
+    name = " ".join(name.split()).replace("$", r"\$").encode(errors="replace").decode()
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

@@ -1,12 +1,16 @@
 """Which images a source finds, in which order, with which labels; and what it says when it cannot."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from conr.data.folders import ALREADY_SEARCHED
 from conr.data.items import NOT_AN_IMAGE, Source
 from conr.data.sources import NEITHER_TRAIN_NOR_TEST, open_source
 from conr.errors import UserError
@@ -122,10 +126,56 @@ def test_what_is_no_image_is_listed_with_the_reason(tmp_path: Path) -> None:
     assert [item.file for item in source.items] == ["a.png"]
 
 
-def test_a_home_folder_may_be_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    write_images(tmp_path / "pictures", "a.png")
-    assert [item.file for item in folder(Path("~/pictures")).items] == ["a.png"]
+def test_linked_folders_are_searched_too(tmp_path: Path) -> None:
+    write_images(tmp_path / "disk", "c.png", "deep/d.png")
+    write_images(tmp_path / "photos", "a.png")
+    (tmp_path / "photos/b").symlink_to(tmp_path / "disk")
+    source = folder(tmp_path / "photos")
+    assert [item.file for item in source.items] == ["a.png", "b/c.png", "b/deep/d.png"]
+    assert int(source.items[2].read()[0, 0, 0]) == 1
+    assert source.skipped == []
+
+
+def test_no_folder_is_searched_twice_or_without_end(tmp_path: Path) -> None:
+    write_images(tmp_path / "disk", "e.png")
+    write_images(tmp_path / "photos", "m/a.png")
+    for link, target in (("a", "m"), ("m/loop", ".."), ("one", "../disk"), ("two", "../disk"), ("up", "..")):
+        (tmp_path / "photos" / link).symlink_to(target)
+    source = folder(tmp_path / "photos")
+    assert [item.file for item in source.items] == ["m/a.png", "one/e.png"]
+    assert source.skipped == [(file, ALREADY_SEARCHED) for file in ("a", "m/loop", "two", "up/disk", "up/photos")]
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of folders that nobody may read, not even root."""
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    return "locked"
+
+
+def test_folders_that_cannot_be_read_are_listed_with_the_reason(tmp_path: Path, locked: str) -> None:
+    write_images(tmp_path, "a.png", f"b/{locked}/c.png", "d/e.png")
+    source = folder(tmp_path)
+    assert [item.file for item in source.items] == ["a.png", "d/e.png"]
+    assert source.skipped == [(f"b/{locked}", "a folder that cannot be read (Permission denied)")]
+
+
+def test_where_nothing_else_is_left_the_folders_that_cannot_be_read_are_named(tmp_path: Path, locked: str) -> None:
+    write_images(tmp_path, f"{locked}/c.png")
+    message = (
+        rf"{tmp_path} holds no image .*; 1 other files\n  {locked}: a folder that cannot be read \(Permission denied"
+    )
+    with pytest.raises(UserError, match=message):
+        folder(tmp_path)
+    with pytest.raises(UserError, match=rf"prepare\.path: {tmp_path}/{locked} cannot be read \(Permission denied\)"):
+        folder(tmp_path / locked)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

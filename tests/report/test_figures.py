@@ -130,6 +130,11 @@ class TestConfusion:
         assert [tick.get_text() for tick in axes.get_xticklabels()] == ["4", "0", "2"]
         assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", r"\$no dog\$"]
 
+    def test_a_name_that_is_no_text_is_drawn(self, tmp_path: Path) -> None:
+        figure = figures.confusion_figure(np.eye(2, dtype=np.int64), ["K\udce4fer", "ant"], [0, 1])
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["K?fer", "ant"]
+        figures.save(figure, tmp_path / "confusion.png")
+
     def test_many_columns_have_no_counts_and_fewer_ticks(self, tmp_path: Path) -> None:
         table, names = np.eye(200, dtype=np.int64), [f"a class with the long name {i}" for i in range(200)]
         axes = figures.confusion_figure(table, names, list(range(200))).axes[0]

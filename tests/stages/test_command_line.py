@@ -1,15 +1,18 @@
 """The command line: flags over file, clear errors, quick help."""
 
+import importlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from project import ROOT, Conr, run_conr, write_params
 
@@ -18,7 +21,7 @@ from conr.errors import UserError
 from conr.parameters import PretrainStage
 from conr.training.checkpoints import save_weights
 from stages import params_file
-from stages.cli import STAGES
+from stages.cli import STAGES, run_stage
 from stages.pretrain import fresh_model
 
 
@@ -50,6 +53,11 @@ def refused(folder: Path, *arguments: str) -> str:
         ({"fr": 0}, "fr = 0 should be greater than 0"),
         ({"fr": 1.01}, "fr = 1.01 should be less than or equal to 1"),
         ({"prepare": {"source": "digit"}}, "prepare.source = 'digit' should be 'digits', 'folder', 'cifar10'"),
+        (
+            {"prepare": {"path": "~/photos"}},
+            f"prepare.path = '~/photos' should be {Path.home()}/photos: DVC does not know ~",
+        ),
+        ({"prepare": {"path": "~nobody-here"}}, "prepare.path = '~nobody-here' should be ./~nobody-here"),
         ({"network": {"stem": None}}, "network.stem = None should be 'cifar' or 'imagenet'"),
         ({"views": 3}, "views = 3 should be"),
         ({"k1": 300}, "k1 = 300 is larger than finetune.batch_size = 256"),
@@ -138,6 +146,21 @@ def test_a_params_file_that_is_no_yaml_is_named(project: Path) -> None:
     assert "params.yaml is not valid YAML" in refused(project, "prepare")
 
 
+def test_a_params_file_that_is_not_in_utf_8_is_named_with_the_place(project: Path) -> None:
+    (project / "params.yaml").write_bytes("seed: 0\n# für alle\n".encode("latin-1"))
+    message = "params.yaml is not in UTF-8: line 2, byte 11 of the file is 0xfc; save it in UTF-8"
+    assert message in refused(project, "prepare")
+    assert message in refused(project, "ablate")
+
+
+def test_files_and_folders_in_each_other_s_place_are_named(project: Path, tmp_path: Path) -> None:
+    (project / "artifacts").touch()
+    assert refused(project, "prepare") == "Error: artifacts/store.tmp: Not a directory"
+    (project / "params.yaml").unlink()
+    (project / "params.yaml").mkdir()
+    assert refused(project, "prepare") == "Error: params.yaml: Is a directory"
+
+
 def test_numbers_in_scientific_notation_are_numbers(project: Path) -> None:
     text = (project / "params.yaml").read_text().replace("weight_decay: 0.0005", "weight_decay: 5e-4")
     (project / "params.yaml").write_text(text)
@@ -216,6 +239,39 @@ def half_broken(folder: Path) -> None:
         pixels = np.full((9, 9, 3), 100 * number, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"good{number}.png")
         (folder / f"bad{number}.png").write_bytes(b"\x89PNG")
+
+
+def test_networks_that_do_not_fit_into_memory_are_one_message(packed: Path) -> None:
+    message = refused(packed, "pretrain", "--hidden", "10000000000000")  # a petabyte
+    assert message == "Error: pretrain does not fit into memory; lower pretrain.batch_size or network.width"
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "expected"),
+    [
+        (
+            "finetune",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            UserError(
+                "finetune does not fit into the GPU's memory; lower finetune.batch_size or network.width, or set "
+                "device: cpu"
+            ),
+        ),
+        ("extract", MemoryError("9 GiB"), UserError("extract does not fit into memory; free some")),
+        ("pretrain", RuntimeError("shapes differ"), RuntimeError("shapes differ")),
+    ],
+    ids=["GPU", "not in training", "another error"],
+)
+def test_memory_that_is_too_small_is_named_and_no_other_error_is(
+    stage: str, error: Exception, expected: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module(f"stages.{stage}"), "run", failing)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # SIGTERM goes on to end these tests
+    with pytest.raises(type(expected), match=f"^{expected}$"):
+        run_stage(stage)
 
 
 @pytest.fixture

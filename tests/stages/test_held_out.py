@@ -21,6 +21,7 @@ from stages import evaluate, finetune, params_file, pretrain
 from stages.paths import (
     ASSIGNMENTS,
     CENTROIDS,
+    CLUSTERED,
     EMBEDDED,
     EMBEDDINGS,
     FINETUNE_LOG,
@@ -94,7 +95,7 @@ def embeddings(params: ParamsFile) -> NDArray[np.float32]:
     EMBEDDINGS.parent.mkdir(parents=True, exist_ok=True)
     for path in (EMBEDDINGS, PRETRAINED_EMBEDDINGS):
         np.save(path, units)
-    EMBEDDED.write_text(json.dumps({"seeds": [params.seed], "precision": "float32"}))
+    EMBEDDED.write_text(json.dumps({"seeds": [params.seed], "precision": "float32", "encoder": "of these"}))
     return units
 
 
@@ -114,6 +115,7 @@ def test_centroids_are_of_the_training_part_and_scores_of_the_test_part(
     )
     order = np.argsort(-np.bincount(expected.assignments, minlength=10), kind="stable")
     np.testing.assert_array_equal(np.load(CENTROIDS), expected.centroids[order])
+    assert json.loads(CLUSTERED.read_text()) == {"encoder": "of these"}
 
     with ASSIGNMENTS.open() as file:
         rows = list(csv.DictReader(file))

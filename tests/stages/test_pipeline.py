@@ -1,6 +1,7 @@
 """The real `dvc repro`, in a temporary clone, as a user runs it."""
 
 import csv
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -52,6 +53,8 @@ def test_results_are_there_and_belong_together(clone: Path) -> None:
     embeddings = np.load(clone / "artifacts/embeddings/finetuned.npy", mmap_mode="r")
     assert embeddings.shape == (1797, 16)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+    centroids = json.loads((clone / "results/centroids.json").read_text())
+    assert centroids == {"encoder": hashlib.sha256((clone / "artifacts/encoder.onnx").read_bytes()).hexdigest()}
     figures = {path.stem for path in (clone / "results/figures").iterdir()}
     assert figures == {
         "gallery",
@@ -127,6 +130,8 @@ def test_without_labels_it_says_what_cannot_be_known(clone: Path) -> None:
     assert "acc" not in metrics
     assert set(metrics["gain"]) == {"silhouette", "balance"}
     assert "label" not in (clone / "results/assignments.csv").read_text().splitlines()[0]
+    centroids = json.loads((clone / "results/centroids.json").read_text())
+    assert centroids == {"encoder": hashlib.sha256((clone / "artifacts/encoder.onnx").read_bytes()).hexdigest()}
     figures = {path.stem for path in (clone / "results/figures").iterdir()}
     assert figures == {"gallery", "map", "cluster_sizes", "training", "neighbours"}
     assert len((clone / "results/plots/neighbour_purity.csv").read_text().splitlines()) == 1, "a header without rows"

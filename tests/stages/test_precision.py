@@ -1,8 +1,10 @@
 """extract.precision: what int8 changes in a run, and that everything that shows results says so."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -39,13 +41,36 @@ def project(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return finished
 
 
+def made_by(encoder: bytes, precision: str) -> dict[str, Any]:
+    """What extract says of its embeddings."""
+    return {"seeds": [0], "precision": precision, "encoder": hashlib.sha256(encoder).hexdigest()}
+
+
 def test_a_refused_int8_encoder_leaves_the_earlier_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantisation, "SIMILARITY", 1.01)
     before = ENCODER.read_bytes()
     with pytest.raises(UserError, match=r"It is refused; use extract\.precision = float32"):
         extract.run(INT8, silent)
     assert ENCODER.read_bytes() == before
-    assert json.loads(EMBEDDED.read_text()) == {"seeds": [0], "precision": "float32"}
+    assert json.loads(EMBEDDED.read_text()) == made_by(before, "float32")
+
+
+def test_embeddings_of_two_runs_are_not_taken_for_those_of_one(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(project, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+
+    def stopping(session: object, images: object, path: Path, *rest: object) -> None:
+        if path == EMBEDDINGS:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract, "embed", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        extract.run(ExtractStage(device="cpu", extract=Extract()), silent)
+    params = params_file.validated(params_file.read())
+    with pytest.raises(UserError, match=f"{EMBEDDED} is missing .*; run conr extract again"):
+        evaluate.run(params_file.view_of(EvaluateStage, params), silent)
 
 
 def test_int8_embeds_nearly_alike_and_is_named_everywhere(
@@ -60,7 +85,7 @@ def test_int8_embeds_nearly_alike_and_is_named_everywhere(
     for path, expected in before.items():
         cosines = (np.load(path) * expected).sum(axis=1)
         assert 0.95 < cosines.mean() < 0.99999, path
-    assert json.loads(EMBEDDED.read_text()) == {"seeds": [0], "precision": "int8"}
+    assert json.loads(EMBEDDED.read_text()) == made_by(ENCODER.read_bytes(), "int8")
     assert properties(open_session(ENCODER, "cpu")) == {"image_size": 8, "fit": "crop", "precision": "int8"}
 
     params = params_file.validated(params_file.read())

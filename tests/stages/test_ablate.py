@@ -303,7 +303,7 @@ OUTCOMES = {
 
 
 def test_the_paper_s_numbers_stand_beside_a_run_on_the_same_images() -> None:
-    head, _, *lines = _table(OUTCOMES, run_facts(made_up("cifar10", 60_000, 32)), [0, 1, 2])
+    head, _, *lines = _table(OUTCOMES, run_facts(made_up("cifar10", 60_000, 32), 10), [0, 1, 2])
     assert head.endswith("| ACC median | paper: NMI | ACC | ARI |")
     for number, (line, published) in enumerate(zip(lines, PAPER.values(), strict=False)):
         cells = [cell.strip() for cell in line.split("|")[6:-1]]
@@ -312,23 +312,24 @@ def test_the_paper_s_numbers_stand_beside_a_run_on_the_same_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "manifest",
+    ("manifest", "clusters"),
     [
-        made_up("digits", 1797, 8),
-        made_up("cifar10", 59_999, 32),
-        made_up("cifar10", 60_000, 16),
-        made_up("cifar10", 60_000, 32, protocol="held-out", train_count=50_000, score_start=50_000),
-        made_up("cifar10", 60_000, 32, imbalance=10.0),
+        (made_up("digits", 1797, 8), 10),
+        (made_up("cifar10", 59_999, 32), 10),
+        (made_up("cifar10", 60_000, 16), 10),
+        (made_up("cifar10", 60_000, 32, protocol="held-out", train_count=50_000, score_start=50_000), 10),
+        (made_up("cifar10", 60_000, 32, imbalance=10.0), 10),
+        (made_up("cifar10", 60_000, 32), 20),
     ],
-    ids=["digits", "one image less", "smaller images", "held-out", "long tail"],
+    ids=["digits", "one image less", "smaller images", "held-out", "long tail", "more clusters"],
 )
-def test_the_paper_s_numbers_do_not_stand_beside_a_run_on_others(manifest: Manifest) -> None:
-    lines = _table(OUTCOMES, run_facts(manifest), [0, 1, 2])
+def test_the_paper_s_numbers_do_not_stand_beside_a_run_on_others(manifest: Manifest, clusters: int) -> None:
+    lines = _table(OUTCOMES, run_facts(manifest, clusters), [0, 1, 2])
     assert "paper" not in lines[0]
     assert {line.count("|") for line in lines[:9]} == {10}
 
 
 def test_one_seed_is_called_what_it_is() -> None:
     outcomes = {name: of_seeds[:1] for name, of_seeds in OUTCOMES.items()}
-    *_, note = _table(outcomes, run_facts(made_up("digits", 1797, 8)), [0])
+    *_, note = _table(outcomes, run_facts(made_up("digits", 1797, 8), 10), [0])
     assert note.startswith("Percent; one seed, which proves nothing (0). ")

@@ -20,7 +20,6 @@ import tarfile
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 from rows import ROOT
 from training_step import device_name
 
+from conr.errors import UserError
 from conr.files import atomic_file
 from conr.parameters import ParamsFile, PrepareStage
 from conr.report.paper_figures import score_curves
@@ -84,7 +84,7 @@ def main() -> None:
         os.environ["DVC_ROOT"] = str(home)  # weights and checkpoints of this seed
         try:
             run_experiments(params, waiting, [seed], arguments.jobs or default_jobs(params.device), console.progress)
-        except BrokenProcessPool:
+        except UserError:  # training was killed
             if not stop.reached:
                 raise
         for (name, _), outcome in finished(params, waiting, [seed]).items():

@@ -7,7 +7,6 @@ nothing about the data set has to be known to use it.
 import io
 import json
 import logging
-import os
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from conr.errors import UserError
 from conr.files import ArrayWriter, atomic_file
 from conr.networks import Network
+from conr.processes import cores
 from conr.progress import Progress, silent
 from conr.views import to_pixels
 
@@ -190,7 +190,7 @@ def infer(
         return rows
 
     provider = session.get_providers()[0]
-    workers = (os.cpu_count() or 1) if provider == PROVIDERS["cpu"] else 2
+    workers = cores() if provider == PROVIDERS["cpu"] else 2
     waiting: deque[Future[NDArray[np.float32]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:

@@ -2,19 +2,32 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+ABANDONED = 3600.0  # seconds since a temporary file was last written to, after which nobody writes it any more
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed, on failure removed."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Yield a temporary path beside `path`; on success it is synced and renamed, on failure removed.
+
+    The path is nobody else's: of several processes that write the same file, in this container or another, each
+    publishes its own. What a killed one left is removed by a later one.
+    """
+    for left in path.parent.glob(f"{escape(path.name)}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - ABANDONED:
+                left.unlink()
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -58,7 +58,7 @@ def run(params: ParamsFile, seeds: Sequence[int], jobs: int, progress: Progress)
     _write_runs(outcomes, seeds)
     compared = {name: [outcome.curve for outcome in outcomes[name]] for name in (ROWS[0].name, ROWS[-1].name)}
     score_curves(compared, ABLATION / "curves.png")
-    table = "\n".join(_table(outcomes, run_facts(store.manifest), seeds))
+    table = "\n".join(_table(outcomes, run_facts(store.manifest, params.clusters), seeds))
     with atomic_file(ABLATION / "table.md") as temporary:
         temporary.write_text(table + "\n", encoding="utf-8")
     return f"\n{table}\n\ntable, scores of every run and curves in {ABLATION}/"

@@ -15,6 +15,8 @@ from rich.progress import Progress as Bars
 
 from conr.progress import Advance, silent
 
+HOUR = 3600.0  # of speed tell the remaining time: a step may be an epoch, and take minutes
+
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
@@ -33,7 +35,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("[dim]{task.fields[note]}"),
     )
-    with Bars(*columns, console=console) as bars:
+    with Bars(*columns, console=console, speed_estimate_period=HOUR) as bars:
         task = bars.add_task(description, total=total, completed=done, note="")
 
         def report(amount: int, note: str = "") -> None:
@@ -43,3 +45,8 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
                 bars.advance(task, amount)
 
         yield report
+
+
+def show_cursor() -> None:
+    """Make the terminal's cursor visible, which a bar hides until it ends."""
+    Console(stderr=True).show_cursor()

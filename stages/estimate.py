@@ -1,13 +1,11 @@
 """estimate: the store and the parameters → what training will cost here. No artifact: it leaves nothing behind."""
 
 import itertools
-import multiprocessing
 import os
 import resource
 import shutil
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +19,14 @@ from conr.data.store import open_store
 from conr.errors import UserError
 from conr.networks import Siamese
 from conr.parameters import FinetuneStage, ParamsFile, PretrainStage
+from conr.processes import Workers
 from conr.progress import Progress
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute
 from conr.training.estimate import Cost, Training, measure
 from conr.training.group import finetune
 from conr.training.instance import examined, pretrain
+from stages.console import show_cursor
 from stages.params_file import changed, view_of
 from stages.paths import STORE, TRIALS
 from stages.pretrain import fresh_model
@@ -81,15 +81,21 @@ def try_both(params: ParamsFile, progress: Progress) -> dict[str, Trial]:
     trials = {}
     with TemporaryDirectory(prefix="estimate-", dir=home) as folder:
         for stage in ("pretrain", "finetune"):
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                trial = pool.submit(try_out, stage, params, Path(folder), progress, time.time())
-                try:
-                    trials[stage] = trial.result()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"{stage} was killed while it was tried, most likely for want of memory; lower "
-                        f"{stage}.batch_size or network.width"
-                    ) from error
+            try:
+                with Workers(1) as pool:
+                    trial = pool.submit(try_out, stage, params, Path(folder), progress, time.time())
+                    try:
+                        trials[stage] = trial.result()
+                    except KeyboardInterrupt:
+                        pool.kill()
+                        raise
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"{stage} was killed while it was tried, most likely for want of memory; lower "
+                    f"{stage}.batch_size or network.width"
+                ) from error
+            finally:
+                show_cursor()  # a process that is killed while it draws a bar leaves none
     return trials
 
 

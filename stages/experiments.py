@@ -1,15 +1,18 @@
 """Many trainings of one store: rows of parameters times seeds, side by side, each finished one kept.
 
 What is finished is kept in scratch space under a fingerprint of everything it depends on: a run that is started again
-goes on where it was, and rows that share their pretraining share it here, too.
+goes on where it was, and rows that share their pretraining share it here, too. One thing is left out of the
+fingerprint: how many threads a training has, which decides the order of sums and with it the last bits.
 """
 
+import ctypes
 import json
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,9 @@ from conr.data.store import open_store
 from conr.errors import UserError
 from conr.evaluation import evaluate
 from conr.files import atomic_file
+from conr.networks import Siamese
 from conr.parameters import FinetuneStage, ParamsFile, PretrainStage
+from conr.processes import Workers, cores
 from conr.progress import Advance, Progress, silent
 from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
 from conr.training.compute import Compute, clean_features
@@ -35,8 +40,11 @@ from stages.scratch import scratch
 SCORES = "scores.json"
 WEIGHTS = "weights.safetensors"
 LOG = "log.csv"
+CHECKPOINT = "checkpoint"
+POLL = 0.5  # seconds between looks at how many epochs are done
+SMALLER = "lower pretrain.batch_size, finetune.batch_size or network.width"
 
-Task = tuple[Callable[..., None], tuple[Any, ...], int]  # function, arguments, and epochs for the progress
+_epochs: "ctypes.Array[ctypes.c_int64]"  # in a worker: its parent's counters
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,17 @@ class _Run:
     after: Path
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A training: what does it, for how many epochs, with how many threads, and after which other."""
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+    epochs: int
+    threads: int
+    after: Path | None = None
+
+
 def run_experiments(
     params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence[int], jobs: int, progress: Progress
 ) -> dict[str, list[Outcome]]:
@@ -87,14 +106,15 @@ def run_experiments(
         params: what the rows have in common.
         experiments: the rows; they must not change `prepare`.
         seeds: each for pretraining, fine-tuning and k-means together.
-        jobs: processes side by side; they share the processor's cores.
-        progress: told of the epochs of every run that is finished.
+        jobs: processes side by side at most; they share the processor's cores.
+        progress: told of the epochs of all runs, those included that were done before.
 
     Returns:
         For each row, by name, its outcomes in the order of the seeds.
 
     Raises:
-        UserError: parameters that contradict each other, found before anything runs; or a run that failed.
+        UserError: parameters that contradict each other, found before anything runs; or a run that failed. The others
+            are stopped, too: the user hears of it at once, and they go on from their checkpoints.
     """
     if not seeds:
         raise UserError("there is no seed to run with; name one at least")
@@ -102,17 +122,7 @@ def run_experiments(
     runs = _runs(params, experiments, seeds)
     for run in runs.values():
         check_together(run.params)
-    pretrainings = {
-        run.before: (_pretrain, (run.params, run.before), run.params.pretrain.epochs) for run in runs.values()
-    }
-    finetunings = {
-        run.after: (_finetune, (run.params, run.before, run.after), run.params.finetune.epochs) for run in runs.values()
-    }
-    waiting_for = {run.after: run.before for run in runs.values()}
-    with progress(
-        "experiments", sum(epochs for _, _, epochs in (*pretrainings.values(), *finetunings.values()))
-    ) as advance:
-        _side_by_side(pretrainings | finetunings, waiting_for, jobs, advance)
+    _side_by_side(_tasks(runs.values(), jobs), jobs, progress)
     return {row.name: [_outcome(runs[row.name, seed]) for seed in seeds] for row in experiments}
 
 
@@ -139,39 +149,78 @@ def _runs(params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence
     return runs
 
 
-def _side_by_side(tasks: Mapping[Path, Task], waiting_for: Mapping[Path, Path], jobs: int, advance: Advance) -> None:
-    """Do the tasks whose folder is not finished, each as soon as the one that it waits for is."""
+def _tasks(runs: Collection[_Run], jobs: int) -> dict[Path, _Task]:
+    """The trainings of all runs, by folder.
+
+    Threads are shared among the trainings of a stage that can run side by side, however many are done already: a run
+    that was stopped goes on with as many as it had.
+    """
+
+    def threads(trainings: int) -> int:
+        return max(1, torch.get_num_threads() // min(jobs, trainings))
+
+    before, after = ({getattr(run, name): run for run in runs} for name in ("before", "after"))
+    pretrainings = {
+        folder: _Task(_pretrain, (run.params, folder), run.params.pretrain.epochs, threads(len(before)))
+        for folder, run in before.items()
+    }
+    return pretrainings | {
+        folder: _Task(
+            _finetune, (run.params, run.before, folder), run.params.finetune.epochs, threads(len(after)), run.before
+        )
+        for folder, run in after.items()
+    }
+
+
+def _side_by_side(tasks: Mapping[Path, _Task], jobs: int, progress: Progress) -> None:
+    """Do the tasks whose folder is not finished, each as soon as the one that it comes after is."""
     missing = {path: task for path, task in tasks.items() if not (path / SCORES).exists()}
-    advance(sum(epochs for path, (_, _, epochs) in tasks.items() if path not in missing))
-    if not missing:
-        return
-    threads = max(1, torch.get_num_threads() // jobs)
-    context = multiprocessing.get_context("spawn")  # a fork would copy PyTorch's threads in any state
-    with ProcessPoolExecutor(min(jobs, len(missing)), context, _use_threads, (threads,)) as pool:
-        running: dict[Future[None], Path] = {}
-
-        def submit(paths: Iterable[Path]) -> None:
-            for path in paths:
-                function, arguments, _ = missing[path]
-                running[pool.submit(function, *arguments)] = path
-
-        submit([path for path in missing if waiting_for.get(path) not in missing])
+    done = {path: Checkpoint(path / CHECKPOINT).epochs if path in missing else tasks[path].epochs for path in tasks}
+    told = sum(done.values())
+    with progress("experiments", sum(task.epochs for task in tasks.values()), done=told) as advance:
+        if not missing:
+            return
+        # Each worker writes its own place, without a lock that it could hold when it is killed.
+        epochs = RawArray(ctypes.c_int64, list(done.values()))
+        places = {path: place for place, path in enumerate(done)}
         try:
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    finished = running.pop(future)
-                    future.result()
-                    advance(missing[finished][2])
-                    submit([path for path in missing if waiting_for.get(path) == finished])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what runs is finished and kept, what waits is not started
-            raise
+            with Workers(min(jobs, len(missing)), _tell_in, (epochs,)) as pool:
+                running: dict[Future[None], Path] = {}
+
+                def submit(after: Path | None) -> None:
+                    for path, task in missing.items():
+                        if (task.after if task.after in missing else None) == after:
+                            future = pool.submit(task.function, *task.arguments, task.threads, places[path])
+                            running[future] = path
+
+                try:
+                    submit(None)
+                    while running:
+                        ended = wait(running, POLL, FIRST_COMPLETED).done
+                        if sum(epochs) > told:
+                            advance(sum(epochs) - told)
+                            told = sum(epochs)
+                        for future in ended:
+                            future.result()
+                            submit(running.pop(future))
+                except BaseException:
+                    pool.kill()  # what they have saved is kept
+                    raise
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a training was killed, most likely for want of memory; run fewer side by side (--jobs), which goes on "
+                f"after the last saved epoch, or {SMALLER}"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"a training does not fit into the GPU's memory; {SMALLER}, or run fewer side by side (--jobs)"
+            ) from error
 
 
 def default_jobs(device: str) -> int:
-    """As many processes as cores, each with one thread, on a CPU; a GPU is one."""
+    """As many processes as cores on a CPU; a GPU is one."""
     on_gpu = Compute.choose(device, "float32").device.type == "cuda"
-    return 1 if on_gpu else os.cpu_count() or 1
+    return 1 if on_gpu else cores()
 
 
 def _pretraining(params: ParamsFile) -> dict[str, Any]:
@@ -179,40 +228,62 @@ def _pretraining(params: ParamsFile) -> dict[str, Any]:
     return params.model_dump(include={*PretrainStage.model_fields, "clusters", "evaluate"})
 
 
+def _tell_in(epochs: "ctypes.Array[ctypes.c_int64]") -> None:
+    """Where the parent looks for the epochs of every training."""
+    global _epochs
+    _epochs = epochs
+
+
+def _telling(place: int, epochs: int) -> Progress:
+    """A `Progress` of steps that tells the parent how many epochs are done."""
+
+    @contextmanager
+    def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+        def advance(amount: int, note: str = "") -> None:
+            nonlocal done
+            done += amount
+            _epochs[place] = done * epochs // total
+
+        yield advance
+
+    return progress
+
+
 def _use_threads(count: int) -> None:
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)
 
 
-def _pretrain(params: ParamsFile, folder: Path) -> None:
+def _pretrain(params: ParamsFile, folder: Path, threads: int, place: int) -> None:
+    _use_threads(threads)
     stage = view_of(PretrainStage, params)
     store = open_store(STORE)
     model, description = fresh_model(stage, store.manifest)
-    checkpoint = Checkpoint(folder / "checkpoint")
-    rows = pretrain(model, store.training_images, store.training_labels, stage, checkpoint, silent)
+    checkpoint = Checkpoint(folder / CHECKPOINT)
+    progress = _telling(place, stage.pretrain.epochs)
+    rows = pretrain(model, store.training_images, store.training_labels, stage, checkpoint, progress)
     save_weights(folder / WEIGHTS, model, description)
-    _finish(params, folder, rows, checkpoint)
+    _finish(params, folder, model, rows, checkpoint)
 
 
-def _finetune(params: ParamsFile, pretrained: Path, folder: Path) -> None:
+def _finetune(params: ParamsFile, pretrained: Path, folder: Path, threads: int, place: int) -> None:
+    _use_threads(threads)
     stage = view_of(FinetuneStage, params)
     store = open_store(STORE)
-    model, description = load_weights(pretrained / WEIGHTS)
-    checkpoint = Checkpoint(folder / "checkpoint")
+    model, _ = load_weights(pretrained / WEIGHTS)
+    checkpoint = Checkpoint(folder / CHECKPOINT)
     first_epoch = len(read_log(pretrained / LOG))
     images, labels = store.training_images, store.training_labels
-    rows = finetune(model, images, labels, stage, first_epoch, checkpoint, silent)
-    save_weights(folder / WEIGHTS, model, description)
-    _finish(params, folder, rows, checkpoint)
+    progress = _telling(place, stage.finetune.epochs)
+    rows = finetune(model, images, labels, stage, first_epoch, checkpoint, progress)
+    _finish(params, folder, model, rows, checkpoint)
 
 
-def _finish(params: ParamsFile, folder: Path, rows: list[Row], checkpoint: Checkpoint) -> None:
+def _finish(params: ParamsFile, folder: Path, model: Siamese, rows: list[Row], checkpoint: Checkpoint) -> None:
     """Score what was trained; the scores come last, as the sign that the run is whole."""
     write_log(folder / LOG, rows)
     store = open_store(STORE)
-    model, _ = load_weights(folder / WEIGHTS)
     compute = Compute.choose(params.device, params.precision)
-    model.to(compute.device).to(memory_format=torch.channels_last)
     features = clean_features(model.target, compute.place(store.images), compute, silent, "features").cpu().numpy()
     settings = params.evaluate
     scores = evaluate(

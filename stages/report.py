@@ -120,7 +120,7 @@ def compose_report(
         facts.append(("scored on", f"{manifest.count - manifest.score_start:,} images"))
     names = label_names(store)
     cards = [_card(final, store, names, cluster, parameters.evaluate.gallery) for cluster in range(len(final.sizes))]
-    published, differences = beside(run_facts(manifest))
+    published, differences = beside(run_facts(manifest, parameters.clusters))
     notes = [seeds_note(results), *_notes(final, store)]
     if differences:
         notes.append(f"Published numbers cannot stand beside this run: {'; '.join(differences)}.")
@@ -132,14 +132,15 @@ def compose_report(
     return Report(f"Clusters of {manifest.source}", facts, score_rows(results), notes, captions, cards, table)
 
 
-def run_facts(manifest: Manifest) -> RunFacts:
-    """What decides which published numbers may stand beside a run on this store."""
+def run_facts(manifest: Manifest, clusters: int) -> RunFacts:
+    """What decides which published numbers may stand beside a run with so many clusters on this store."""
     return RunFacts(
         dataset=manifest.dataset,
         scored_images=manifest.count - manifest.score_start,
         image_size=manifest.image_size,
         protocol=manifest.protocol,
         imbalance=manifest.imbalance,
+        clusters=clusters,
     )
 
 

@@ -309,7 +309,7 @@ def numbered(count: int, size: int = 8) -> NDArray[np.uint8]:
 def test_batches_run_side_by_side_and_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second batch ends only after the one behind it."""
     with_batches_of(1, monkeypatch)
-    monkeypatch.setattr(exporting.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(exporting, "cores", lambda: 2)
     rows = np.concatenate(list(infer(Recorder(in_reverse=True), [numbered(20)])))
     assert rows[:, 0].tolist() == list(range(20))
 
@@ -322,7 +322,7 @@ def test_no_more_is_read_than_the_threads_need(monkeypatch: pytest.MonkeyPatch) 
             taken.append(number)
             yield numbered(1)
 
-    monkeypatch.setattr(exporting.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(exporting, "cores", lambda: 3)
     with closing(infer(Recorder(), arrays())) as results:
         for done in range(5):
             next(results)

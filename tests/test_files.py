@@ -1,6 +1,8 @@
 """Files appear whole or not at all; rows appended to an .npy file are the rows that numpy reads."""
 
 import io
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from conr.files import ArrayWriter, atomic_file
+from conr.files import ABANDONED, ArrayWriter, atomic_file
 
 
 def written(parts: list[NDArray[np.generic]], row_shape: tuple[int, ...], dtype: type[np.generic]) -> bytes:
@@ -64,12 +66,27 @@ def test_a_failure_before_the_first_byte_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_an_interrupted_run_left_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / "file.tmp").write_text("left over, and longer than what comes")
-    with atomic_file(tmp_path / "file") as temporary:
+def test_each_of_two_writers_publishes_its_own_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_file(path) as first:
+        first.write_text("half of the first")
+        with atomic_file(path) as second:
+            second.write_text("second")
+        assert path.read_text() == "second"
+        first.write_text("first, whole")
+    assert path.read_text() == "first, whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writers_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    left = {"file[1].a.tmp": 2 * ABANDONED, "file[1].b.tmp": 3 * ABANDONED}
+    others = {"file[1].c.tmp": 0.5 * ABANDONED, "file1.d.tmp": 2 * ABANDONED, "file[1].e": 2 * ABANDONED}
+    for name, age in (left | others).items():
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    with atomic_file(tmp_path / "file[1]") as temporary:
         temporary.write_text("new")
-    assert (tmp_path / "file").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file[1]", *others}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64, np.bool_])

@@ -1,16 +1,11 @@
 """Reading items: in their order, a chunk at a time, on all cores where that pays."""
 
-import multiprocessing
-import os
-import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from threading import Thread
 from typing import TypeAlias
 
 import numpy as np
@@ -19,6 +14,7 @@ from numpy.typing import NDArray
 from conr.data.decode import UnreadableImageError
 from conr.data.items import Item
 from conr.errors import UserError
+from conr.processes import Workers, cores
 
 CHUNK = 64  # images read at a time
 TRIAL = 0.2  # seconds of reading that tell how long the rest will take
@@ -69,49 +65,19 @@ def read_chunk(readers: Sequence[Reader]) -> list[Outcome]:
 
 
 def _read_in_processes(chunks: Iterable[Sequence[Item]]) -> Chunks:
-    processes = min(os.cpu_count() or 1, PROCESSES)
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of libraries in any state
-    pool = ProcessPoolExecutor(processes, context, _follow_parent)
+    processes = min(cores(), PROCESSES)
     try:
-        ahead: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
-        for chunk in chunks:
-            with _no_interrupt():
+        with Workers(processes) as pool:
+            ahead: deque[tuple[Sequence[Item], Future[list[Outcome]]]] = deque()
+            for chunk in chunks:
                 ahead.append((chunk, pool.submit(read_chunk, [item.read for item in chunk])))
-            if len(ahead) > 2 * processes:
-                chunk, future = ahead.popleft()
+                if len(ahead) > 2 * processes:
+                    chunk, future = ahead.popleft()
+                    yield chunk, future.result()
+            for chunk, future in ahead:
                 yield chunk, future.result()
-        for chunk, future in ahead:
-            yield chunk, future.result()
     except BrokenProcessPool as error:
         raise UserError(
             "a process that reads images was killed, perhaps for want of memory; free some and run the same command "
             "again"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Hold back Ctrl-C: a process that is started meanwhile never gets it, not even before its first line."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _follow_parent() -> None:
-    """Leave it to the parent what Ctrl-C means, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

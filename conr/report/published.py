@@ -1,7 +1,7 @@
 """Numbers that others have published, and whether a run may stand beside them.
 
 They are in `published.csv`, in percent, an empty field where the source says nothing. They belong in one table with a
-run only if the same images were scored, at the same size, after training on the same ones.
+run only if the same images were scored, at the same size, in as many clusters, after training on the same ones.
 """
 
 import csv
@@ -20,6 +20,7 @@ class RunFacts:
         image_size: height and width in pixels.
         protocol: all (train and score on the same images) or held-out.
         imbalance: size of the largest class over that of the smallest in a long-tailed subset; 1 for all images.
+        clusters: how many the images are sorted into.
     """
 
     dataset: str
@@ -27,6 +28,7 @@ class RunFacts:
     image_size: int
     protocol: str
     imbalance: float
+    clusters: int
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Published:
 
     Attributes:
         method: its name in the source.
-        dataset, images, protocol, imbalance, image_size: as in `RunFacts`.
+        dataset, images, protocol, imbalance, image_size, clusters: as in `RunFacts`.
         architecture: the encoder.
         nmi, acc, ari: in percent.
         acc_std: standard deviation of the accuracy over the seeds.
@@ -50,6 +52,7 @@ class Published:
     protocol: str
     imbalance: float
     image_size: int | None
+    clusters: int
     architecture: str
     nmi: float | None
     acc: float | None
@@ -71,8 +74,8 @@ def beside(run: RunFacts) -> tuple[list[Published], list[str]]:
     """The published results that may stand beside a run.
 
     Returns:
-        Those with the same images, image size, protocol and imbalance. If there are none, what differs from the most
-        similar one, such as "images: 59,998 here, 60,000 in the paper". Nothing at all for a data set without
+        Those with the same images, image size, protocol, imbalance and clusters. If there are none, what differs from
+        the most similar one, such as "images: 59,998 here, 60,000 in the paper". Nothing at all for a data set without
         published results.
     """
     compared = [(result, _differences(run, result)) for result in load() if result.dataset == run.dataset]
@@ -90,6 +93,7 @@ def _differences(run: RunFacts, result: Published) -> list[str]:
         "images": (f"{run.scored_images:,}", "" if result.images is None else f"{result.images:,}"),
         "image size": (_size(run.image_size), "" if result.image_size is None else _size(result.image_size)),
         "imbalance": (_imbalance(run.imbalance), _imbalance(result.imbalance)),
+        "clusters": (f"{run.clusters}", f"{result.clusters}"),
     }
     return [
         f"{name}: {here} here, {there or 'not stated'} in the paper"
@@ -120,6 +124,7 @@ def _result(row: dict[str, str]) -> Published:
         protocol=row["protocol"],
         imbalance=float(row["imbalance"]),
         image_size=whole("image_size"),
+        clusters=int(row["clusters"]),
         architecture=row["architecture"],
         nmi=number("nmi"),
         acc=number("acc"),

@@ -25,16 +25,20 @@ from conr.networks import Siamese
 from conr.training.model import build
 
 SAVING = 0.02  # of the time of a training may go into saving its state
+NO_INFLUENCE = ("report/", "export.py", "neighbour_study.py", "quantisation.py")  # on a training and its scores
 
 
 def fingerprint(*parts: object) -> str:
     """A short name for a run: a hash of its JSON-like parts (parameters, checksums) and of conr's own source code.
 
-    The source counts because a run that is resumed with changed code would be neither the old run nor the new one.
+    The source counts because a run that is resumed with changed code would be neither the old run nor the new one; but
+    not what a training cannot notice.
     """
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for file in sorted(Path(conr.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
+    root = Path(conr.__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        if not file.relative_to(root).as_posix().startswith(NO_INFLUENCE):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -57,6 +61,13 @@ class Checkpoint:
         With long epochs that is after each; on a fast GPU an epoch may take no longer than saving its result.
         """
         return time.monotonic() >= self._due
+
+    @property
+    def epochs(self) -> int:
+        """After how many epochs the state was saved; the rest of it is not read."""
+        if not self.file.exists():
+            return 0
+        return len(torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)["history"])
 
     def load(self) -> dict[str, Any] | None:
         """The last saved state on the CPU, or None if there is none."""

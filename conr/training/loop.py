@@ -117,7 +117,6 @@ def train(
         history = state["history"]
 
     steps = len(images) // recipe.batch_size
-    saved = len(history)
     with progress(recipe.stage, recipe.epochs * steps, done=len(history) * steps) as advance:
         for epoch in range(len(history), recipe.epochs):
             started = time.perf_counter()
@@ -142,7 +141,7 @@ def train(
 
             mean_loss = total.item() / steps
             if not math.isfinite(mean_loss):
-                raise UserError(_diverged(recipe, epoch, saved))
+                raise UserError(_diverged(recipe, epoch))
             row: Row = {"epoch": recipe.first_epoch + epoch + 1, "loss": mean_loss}
             row["learning_rate"] = optimiser.param_groups[0]["lr"]
             row |= objective.end_epoch(epoch)
@@ -157,7 +156,6 @@ def train(
                         "history": history,
                     }
                 )
-                saved = len(history)
             advance(0, note=f"loss {mean_loss:.3f}")
     return history
 
@@ -209,9 +207,9 @@ def _target_momentum(recipe: Recipe, moment: float) -> float:
     return target_momentum(moment, settings.target_momentum, settings.schedule_epochs)
 
 
-def _diverged(recipe: Recipe, epoch: int, saved: int) -> str:
-    kept = f"the state after epoch {saved} is kept" if saved else "no epoch was finished before"
+def _diverged(recipe: Recipe, epoch: int) -> str:
     return (
-        f"{recipe.stage}: the loss is not a finite number in epoch {epoch + 1} of {recipe.epochs}; {kept}. "
-        "Lower optimiser.base_learning_rate, or set precision to float32, and run the same command again"
+        f"{recipe.stage}: the loss is not a finite number in epoch {epoch + 1} of {recipe.epochs}. Lower "
+        "optimiser.base_learning_rate, or set precision to float32, and run the same command again; with changed "
+        "values training starts anew"
     )

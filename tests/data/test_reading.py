@@ -54,7 +54,7 @@ def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(reading, "Workers", None)
 
 
 def check_all_in_order(count: int) -> None:
@@ -85,15 +85,15 @@ def test_nothing_to_read_is_no_error() -> None:
 
 @pytest.mark.usefixtures("in_processes")
 def test_only_a_few_chunks_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(reading, "cores", lambda: 1)
     submitted = []
 
-    class Pool(reading.ProcessPoolExecutor):
+    class Pool(reading.Workers):
         def submit(self, *arguments: object) -> object:  # type: ignore[override]
             submitted.append(arguments)
             return super().submit(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reading, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(reading, "Workers", Pool)
     for taken, _ in enumerate(read_all(items_of(COUNT))):
         assert len(submitted) <= taken + 2
     assert len(submitted) == 9

@@ -6,7 +6,7 @@ import pytest
 
 from conr.report.published import Published, RunFacts, beside, load
 
-CIFAR10 = RunFacts(dataset="cifar10", scored_images=60_000, image_size=32, protocol="all", imbalance=1.0)
+CIFAR10 = RunFacts("cifar10", scored_images=60_000, image_size=32, protocol="all", imbalance=1.0, clusters=10)
 RESULTS = load()
 
 
@@ -90,10 +90,10 @@ def test_every_result_has_a_score_a_source_and_a_place() -> None:
     ("run", "count"),
     [
         (CIFAR10, 26),
-        (RunFacts("cifar20", 60_000, 32, "all", 1.0), 19),
-        (RunFacts("stl10", 13_000, 96, "all", 1.0), 15),
-        (RunFacts("imagenet10", 13_000, 96, "all", 1.0), 13),
-        (RunFacts("imagenet-dogs", 19_500, 224, "all", 1.0), 14),
+        (RunFacts("cifar20", 60_000, 32, "all", 1.0, 20), 19),
+        (RunFacts("stl10", 13_000, 96, "all", 1.0, 10), 15),
+        (RunFacts("imagenet10", 13_000, 96, "all", 1.0, 10), 13),
+        (RunFacts("imagenet-dogs", 19_500, 224, "all", 1.0, 15), 14),
     ],
 )
 def test_the_papers_protocol_is_comparable(run: RunFacts, count: int) -> None:
@@ -113,6 +113,7 @@ def test_the_papers_protocol_is_comparable(run: RunFacts, count: int) -> None:
             {"protocol": "held-out", "scored_images": 10_000},
             ["protocol: held-out here, all in the paper", "images: 10,000 here, 60,000 in the paper"],
         ),
+        ({"clusters": 30}, ["clusters: 30 here, 10 in the paper"]),
         ({"imbalance": 50.0}, ["imbalance: 50 here, none in the paper"]),
         (
             {"imbalance": 10.0, "scored_images": 24_000},

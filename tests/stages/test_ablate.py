@@ -2,26 +2,34 @@
 
 import csv
 import json
+import multiprocessing
 import os
+import signal
 import statistics
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from project import run_conr, write_params
+import yaml
+from project import BIN, run_conr, write_params
 
-from conr.data.store import Manifest
+from conr.data.store import Manifest, open_store
 from conr.errors import UserError
+from conr.evaluation import evaluate
 from conr.parameters import FinetuneStage, ParamsFile, PretrainStage
-from conr.progress import silent
+from conr.progress import Advance, silent
+from conr.training.checkpoints import Checkpoint, load_weights
+from conr.training.compute import Compute, clean_features
 from conr.training.log import read_log
 from stages import experiments, finetune, params_file, pretrain
 from stages.ablate import ROWS, _table, mean_and_deviation, row
 from stages.experiments import Experiment, Outcome, run_experiments
-from stages.paths import EXPERIMENTS, FINETUNE_LOG, FINETUNED, PRETRAINED
+from stages.paths import EXPERIMENTS, FINETUNE_LOG, FINETUNED, PRETRAINED, STORE
 from stages.report import run_facts
 
 # 492 digits and one epoch: enough to tell runs apart.
@@ -47,9 +55,11 @@ def ablated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after `conr ablate`, with two seeds and a thread for each of its processes."""
     folder = tmp_path_factory.mktemp("ablated")
     write_params(folder, SMALL)
-    for command in (["prepare"], ["ablate", "--seeds", "0,1", "--jobs", str(os.cpu_count())]):
-        result = run_conr(folder, *command)
-        assert result.returncode == 0, result.stderr
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for command in (["prepare"], ["ablate", "--seeds", "0,1", "--jobs", "2"]):
+            result = run_conr(folder, *command)
+            assert result.returncode == 0, result.stderr
     assert (folder / "results/ablation/table.md").read_text() in result.stdout
     return folder
 
@@ -75,8 +85,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     class InThisProcess:
-        def __init__(self, *_: object) -> None:
-            pass
+        def __init__(self, count: int, initialiser: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+            initialiser(*arguments)
 
         def __enter__(self) -> "InThisProcess":
             return self
@@ -84,7 +94,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __exit__(self, *_: object) -> None:
             pass
 
-        def shutdown(self, **_: object) -> None:
+        def kill(self) -> None:
             pass
 
         def submit(self, function: Callable[..., None], *arguments: object) -> Future[None]:
@@ -93,11 +103,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             try:
                 function(*arguments)
                 future.set_result(None)
-            except UserError as error:
+            except Exception as error:
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(experiments, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(experiments, "Workers", InThisProcess)
     return names
 
 
@@ -145,6 +155,8 @@ def test_rows_share_the_pretraining_of_a_seed(ablated: Path) -> None:
     folders = [path.name.partition("-")[0] for path in (ablated / EXPERIMENTS).iterdir()]
     assert sorted(folders) == ["finetune"] * 14 + ["pretrain"] * 2
     assert not list((ablated / EXPERIMENTS).rglob("state.pt")), "finished runs need no checkpoint"
+    kept = sorted(path.parent.name.partition("-")[0] for path in (ablated / EXPERIMENTS).rglob("*.safetensors"))
+    assert kept == ["pretrain"] * 2, "a finished fine-tuning needs no weights"
 
 
 def test_the_curves_are_drawn(ablated: Path) -> None:
@@ -165,6 +177,25 @@ def test_finished_runs_are_not_repeated(
         assert accuracies == [runs[name, "1"], runs[name, "0"]]
 
 
+def scores_of(weights: Path, params: ParamsFile) -> dict[str, float]:
+    """The scores of a weights file on the packed store."""
+    store, (model, _) = open_store(STORE), load_weights(weights)
+    model.to(memory_format=torch.channels_last)
+    compute = Compute.choose(params.device, params.precision)
+    features = clean_features(model.target, compute.place(store.images), compute, silent, "").numpy()
+    settings = params.evaluate
+    return evaluate(
+        features,
+        store.labels,
+        params.clusters,
+        restarts=settings.restarts,
+        iterations=settings.iterations,
+        seed=params.seed,
+        clustered=store.clustered,
+        scored=store.scored,
+    ).scores
+
+
 def test_an_outcome_is_what_the_stages_give(
     ablated: Path, params: ParamsFile, here: Path, started: list[str], one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,14 +207,10 @@ def test_an_outcome_is_what_the_stages_give(
     finetune.run(
         FinetuneStage.model_validate({name: getattr(alone, name) for name in FinetuneStage.model_fields}), silent
     )
-    for stage, weights in (("pretrain", PRETRAINED), ("finetune", FINETUNED)):
-        equal = [
-            path
-            for path in (ablated / EXPERIMENTS).glob(f"{stage}-*/weights.safetensors")
-            if path.read_bytes() == (here / weights).read_bytes()
-        ]
-        assert len(equal) == 1, stage
+    kept = [path.read_bytes() for path in (ablated / EXPERIMENTS).glob("pretrain-*/weights.safetensors")]
+    assert kept.count((here / PRETRAINED).read_bytes()) == 1
 
+    before, after = (scores_of(here / weights, alone) for weights in (PRETRAINED, FINETUNED))
     curve = read_log(here / FINETUNE_LOG)
     monkeypatch.chdir(ablated)
     (outcome,) = run_experiments(params, [chosen], [1], 1, silent)[chosen.name]
@@ -192,6 +219,8 @@ def test_an_outcome_is_what_the_stages_give(
         rows[0].pop("seconds")
     assert outcome.curve == curve
     assert outcome.finetuned.keys() == outcome.pretrained.keys() >= {"acc", "nmi", "ari"}
+    assert (outcome.pretrained, outcome.finetuned) == (before, after)
+    assert before != after
 
 
 def test_only_what_depends_on_a_changed_parameter_runs_again(
@@ -238,6 +267,136 @@ def test_contradicting_rows_are_refused_before_anything_runs(
         run_experiments(params_file.changed(params, {"host.framework": "moco"}), ROWS, [0], 1, silent)
     assert started == []
     assert not (here / EXPERIMENTS).exists()
+
+
+class Recorder:
+    """A `Progress` that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+        self.amounts: list[int] = []
+
+    @contextmanager
+    def __call__(self, description: str, total: int, done: int = 0) -> Iterator[Advance]:
+        self.total, self.done = total, done
+
+        def advance(amount: int, note: str = "") -> None:
+            self.amounts.append(amount)
+            self.told()
+
+        yield advance
+
+    def told(self) -> None:
+        """Called after each report."""
+
+
+ENDLESS = {"pretrain.epochs": 1_000_000, "optimiser.schedule_epochs": 2_000_000}
+
+
+@pytest.mark.timeout(120)
+def test_a_killed_training_has_told_its_epochs_and_goes_on_after_the_saved_ones(
+    params: ParamsFile, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killer(Recorder):
+        def told(self) -> None:
+            if sum(self.amounts) >= 2:  # the first epoch is saved before the second ends
+                (worker,) = multiprocessing.active_children()
+                worker.kill()
+
+    monkeypatch.setattr(experiments, "POLL", 0.01)
+    endless = params_file.changed(params, ENDLESS)
+    first = Killer()
+    with pytest.raises(UserError, match=r"a training was killed, most likely for want of memory; .*--jobs"):
+        run_experiments(endless, [ROWS[0]], [0], 1, first)
+    assert (first.done, first.total) == (0, 1_000_001)
+
+    (state,) = (here / EXPERIMENTS).rglob("state.pt")
+    saved = Checkpoint(state.parent).epochs
+    assert saved >= 1
+    second = Killer()
+    with pytest.raises(UserError):
+        run_experiments(endless, [ROWS[0]], [0], 1, second)
+    assert (second.done, second.total) == (saved, 1_000_001)
+    assert max(second.amounts) < 1000, "what was done before is not told again"
+
+
+def test_the_progress_counts_each_epoch_once_and_finished_runs_as_done(
+    params: ParamsFile, here: Path, started: list[str]
+) -> None:
+    longer = params_file.changed(params, {"pretrain.epochs": 3, "finetune.epochs": 2})
+    for rows, done, told in ((ROWS[:1], 0, 5), (ROWS[:2], 5, 2), (ROWS[:2], 7, 0)):
+        recorder = Recorder()
+        run_experiments(longer, rows, [0], 1, recorder)
+        assert (recorder.done, sum(recorder.amounts), recorder.total) == (done, told, done + told)
+
+
+def test_too_little_memory_on_the_gpu_is_told_to_the_user(
+    params: ParamsFile, here: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(experiments, "pretrain", too_large)
+    with pytest.raises(UserError, match=r"does not fit into the GPU's memory; lower .*batch_size.*--jobs"):
+        run_experiments(params, ROWS, [0], 1, silent)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "jobs", "of_pretraining", "of_finetuning"),
+    [([0], 64, 64, 32), ([0, 1], 64, 32, 16), ([0, 1], 3, 32, 21), ([0], 1, 64, 64)],
+)
+def test_trainings_that_can_run_side_by_side_share_the_threads(
+    params: ParamsFile,
+    here: Path,
+    started: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    seeds: list[int],
+    jobs: int,
+    of_pretraining: int,
+    of_finetuning: int,
+) -> None:
+    used: list[tuple[str, int]] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(experiments, "_use_threads", lambda count: used.append((started[-1], count)))
+    run_experiments(params, ROWS[:2], seeds, jobs, silent)
+    assert set(used) == {("pretrain", of_pretraining), ("finetune", of_finetuning)}
+    used.clear()
+    next((here / EXPERIMENTS).glob("finetune-*/scores.json")).unlink()
+    run_experiments(params, ROWS[:2], seeds, jobs, silent)
+    assert used == [("finetune", of_finetuning)], "what was finished before changes nothing"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_no_training_outlives_its_command(ablated: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    write_params(tmp_path, SMALL)
+    params = params_file.changed(params_file.validated(params_file.read(tmp_path / "params.yaml")), ENDLESS)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump()))
+    (tmp_path / "artifacts").symlink_to(ablated / "artifacts")
+    command = subprocess.Popen(
+        [BIN / "conr", "ablate", "--seeds", "0,1", "--jobs", "2"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts background jobs, this test among them, with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while len(list((tmp_path / EXPERIMENTS).rglob("state.pt"))) < 2:
+            with suppress(subprocess.TimeoutExpired):
+                command.wait(timeout=0.02)
+            assert command.returncode is None, "the command ended before two trainings saved a checkpoint"
+        command.send_signal(number)  # to the command only
+        _, errors = command.communicate(timeout=60)  # the pipe closes when the last process that holds it has ended
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+    assert command.returncode == code
+    if number != signal.SIGKILL:
+        assert errors == "Error: stopped; the same command goes on after the last saved epoch\n"
 
 
 def test_without_labels_it_is_refused(project: Path) -> None:
@@ -303,7 +462,7 @@ OUTCOMES = {
 
 
 def test_the_paper_s_numbers_stand_beside_a_run_on_the_same_images() -> None:
-    head, _, *lines = _table(OUTCOMES, run_facts(made_up("cifar10", 60_000, 32)), [0, 1, 2])
+    head, _, *lines = _table(OUTCOMES, run_facts(made_up("cifar10", 60_000, 32), 10), [0, 1, 2])
     assert head.endswith("| ACC median | paper: NMI | ACC | ARI |")
     for number, (line, published) in enumerate(zip(lines, PAPER.values(), strict=False)):
         cells = [cell.strip() for cell in line.split("|")[6:-1]]
@@ -312,23 +471,24 @@ def test_the_paper_s_numbers_stand_beside_a_run_on_the_same_images() -> None:
 
 
 @pytest.mark.parametrize(
-    "manifest",
+    ("manifest", "clusters"),
     [
-        made_up("digits", 1797, 8),
-        made_up("cifar10", 59_999, 32),
-        made_up("cifar10", 60_000, 16),
-        made_up("cifar10", 60_000, 32, protocol="held-out", train_count=50_000, score_start=50_000),
-        made_up("cifar10", 60_000, 32, imbalance=10.0),
+        (made_up("digits", 1797, 8), 10),
+        (made_up("cifar10", 59_999, 32), 10),
+        (made_up("cifar10", 60_000, 16), 10),
+        (made_up("cifar10", 60_000, 32, protocol="held-out", train_count=50_000, score_start=50_000), 10),
+        (made_up("cifar10", 60_000, 32, imbalance=10.0), 10),
+        (made_up("cifar10", 60_000, 32), 20),
     ],
-    ids=["digits", "one image less", "smaller images", "held-out", "long tail"],
+    ids=["digits", "one image less", "smaller images", "held-out", "long tail", "more clusters"],
 )
-def test_the_paper_s_numbers_do_not_stand_beside_a_run_on_others(manifest: Manifest) -> None:
-    lines = _table(OUTCOMES, run_facts(manifest), [0, 1, 2])
+def test_the_paper_s_numbers_do_not_stand_beside_a_run_on_others(manifest: Manifest, clusters: int) -> None:
+    lines = _table(OUTCOMES, run_facts(manifest, clusters), [0, 1, 2])
     assert "paper" not in lines[0]
     assert {line.count("|") for line in lines[:9]} == {10}
 
 
 def test_one_seed_is_called_what_it_is() -> None:
     outcomes = {name: of_seeds[:1] for name, of_seeds in OUTCOMES.items()}
-    *_, note = _table(outcomes, run_facts(made_up("digits", 1797, 8)), [0])
+    *_, note = _table(outcomes, run_facts(made_up("digits", 1797, 8), 10), [0])
     assert note.startswith("Percent; one seed, which proves nothing (0). ")

@@ -8,6 +8,7 @@ import yaml
 from imports import ROOT, imported_files
 
 from conr.parameters import Device, ParamsFile
+from conr.training.checkpoints import NO_INFLUENCE
 from stages import params_file, paths
 from stages.cli import STAGES, assign
 from stages.flags import VIEWS
@@ -35,6 +36,13 @@ def test_dvc_tracks_exactly_the_code_that_a_stage_imports(stage: str) -> None:
     for folder in {"conr/hosts"}.intersection(PIPELINE["stages"][stage]["deps"]):
         tracked |= {f"{folder}/{file.name}" for file in (ROOT / folder).glob("[!_]*.py")}
     assert tracked == imported - NOT_A_DEPENDENCY
+
+
+@pytest.mark.parametrize("module", ["pretrain", "finetune", "experiments"])
+def test_a_fingerprint_leaves_out_no_code_that_a_training_imports(module: str) -> None:
+    assert all((ROOT / "conr" / name).exists() for name in NO_INFLUENCE)
+    left_out = tuple(f"conr/{name}" for name in NO_INFLUENCE)
+    assert [file for file in imported_files(f"stages.{module}") if file.startswith(left_out)] == []
 
 
 def test_every_artifact_that_a_stage_depends_on_is_an_output_of_an_earlier_one() -> None:

@@ -1,10 +1,15 @@
 """conr estimate: its table, its sums and warnings, that it leaves nothing behind, and that it is right."""
 
+import os
 import re
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +78,46 @@ def test_the_table_says_what_training_takes_and_nothing_is_left_behind(packed: P
     stage, images, steps, *_, epochs, _, _ = cells(result.stdout, "finetune")
     assert (stage, images, steps, epochs) == ("finetune", "1,797", "7", "2 × 2")
     assert "for one pretraining and 2 seeds of finetune, on the CPU" in result.stdout
+
+
+ENDLESS = """
+import signal
+from conr.progress import silent
+from stages import cli, estimate, params_file
+
+def endless(*arguments):
+    print("trying", flush=True)
+    signal.pause()
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a shell's background
+    signal.signal(signal.SIGTERM, cli._terminate)
+    estimate.try_out = endless
+    estimate.try_both(params_file.validated(params_file.read()), silent)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_estimate_ends_at_once_and_leaves_no_process(
+    packed: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    shutil.copy(packed / "params.yaml", tmp_path)
+    (tmp_path / "artifacts").symlink_to(packed / "artifacts")
+    environment = {**os.environ, "DVC_ROOT": str(tmp_path)}
+    command = [sys.executable, "endless.py"]
+    parent = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout is not None
+    try:
+        assert parent.stdout.readline() == b"trying\n"
+        parent.send_signal(number)
+        parent.communicate(timeout=60)  # the pipe closes when the last process that holds it has ended
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert parent.returncode not in (0, None)
+    if number != signal.SIGKILL:
+        assert list((tmp_path / ".conr").iterdir()) == []
 
 
 @pytest.mark.parametrize(

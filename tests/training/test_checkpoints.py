@@ -93,6 +93,14 @@ def test_saving_is_due_as_often_as_it_costs_little(tmp_path: Path, monkeypatch: 
     assert saved == [0, 9, 18]
 
 
+def test_the_epochs_of_a_state_are_those_of_its_history(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    assert checkpoint.epochs == 0
+    for epochs in (1, 3):
+        checkpoint.save({"model": {"w": torch.ones(3)}, "history": [{"loss": 0.5}] * epochs})
+        assert checkpoint.epochs == epochs
+
+
 def test_removed_checkpoint_is_gone_and_removing_again_is_harmless(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "run")
     checkpoint.save({"epoch": 1})
@@ -170,14 +178,28 @@ def test_fingerprint_changes_with_any_part(changed: tuple[object, ...]) -> None:
     assert fingerprint(*changed) != fingerprint(*PARTS)
 
 
-def test_fingerprint_changes_with_the_source_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("training/loop.py", True),
+        ("evaluation.py", True),
+        ("hosts/export.py", True),
+        ("report/page.py", False),
+        ("export.py", False),
+        ("neighbour_study.py", False),
+        ("quantisation.py", False),
+    ],
+)
+def test_fingerprint_changes_with_the_source_code_that_a_training_depends_on(
+    file: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(conr, "__file__", str(tmp_path / "__init__.py"))
-    (tmp_path / "training").mkdir()
-    source = tmp_path / "training" / "loop.py"
+    source = tmp_path / file
+    source.parent.mkdir(exist_ok=True)
     source.write_text("rate = 1\n")
     before = fingerprint(*PARTS)
     source.write_text("rate = 2\n")
-    assert fingerprint(*PARTS) != before
+    assert (fingerprint(*PARTS) != before) == counts
 
 
 def test_weights_come_back_with_their_description_and_identical_outputs(model: Siamese, weights: Path) -> None:

@@ -1,0 +1,87 @@
+"""Processes beside this one: how many cores they share, and a pool whose processes never outlive it."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from threading import Thread
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+def cores() -> int:
+    """How many cores this process may use: taskset, Slurm or a container may leave it fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Workers(ProcessPoolExecutor):
+    """A pool of fresh processes that Ctrl-C does not reach, and that end when this one does, however it ends.
+
+    Args:
+        count: how many at most; each starts when there is work for it.
+        initialiser: called in each before any work.
+        arguments: those of the initialiser.
+    """
+
+    def __init__(
+        self, count: int, initialiser: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+    ) -> None:
+        self._others = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")  # a fork would copy the threads of libraries in any state
+        super().__init__(count, context, _follow_parent, (initialiser, arguments))
+
+    def submit(
+        self, function: Callable[Given, Result], /, *arguments: Given.args, **named: Given.kwargs
+    ) -> Future[Result]:
+        """Have a function called in a process, which is started here if all are busy."""
+        with _no_interrupt():
+            return super().submit(function, *arguments, **named)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for what was asked for; after an exception only for what has begun."""
+        self.shutdown(cancel_futures=kind is not None)
+
+    def kill(self) -> None:
+        """End all processes now, whatever they do.
+
+        Only where results are small: the parent would wait for ever for the rest of one that is larger than a pipe.
+        """
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.kill()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C: a process that is started meanwhile never gets it, not even before its first line."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _follow_parent(initialiser: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    """Leave it to the parent what Ctrl-C means, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+    if initialiser is not None:
+        initialiser(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

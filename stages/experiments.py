@@ -283,7 +283,7 @@ def _finish(params: ParamsFile, folder: Path, model: Siamese, rows: list[Row], c
     """Score what was trained; the scores come last, as the sign that the run is whole."""
     write_log(folder / LOG, rows)
     store = open_store(STORE)
-    compute = Compute.choose(params.device, params.precision)
+    compute = Compute.choose(params.device, "float32")  # as extract does, whatever the precision of the training
     features = clean_features(model.target, compute.place(store.images), compute, silent, "features").cpu().numpy()
     settings = params.evaluate
     scores = evaluate(

@@ -7,7 +7,7 @@ fingerprint: how many threads a training has, which decides the order of sums an
 
 import ctypes
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -88,8 +88,9 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Task:
-    """A training: what does it, for how many epochs, with how many threads, and after which other."""
+    """A training: its name, what does it, for how many epochs, with how many threads, and after which other."""
 
+    name: str
     function: Callable[..., None]
     arguments: tuple[Any, ...]
     epochs: int
@@ -122,7 +123,7 @@ def run_experiments(
     runs = _runs(params, experiments, seeds)
     for run in runs.values():
         check_together(run.params)
-    _side_by_side(_tasks(runs.values(), jobs), jobs, progress)
+    _side_by_side(_tasks(runs, jobs), jobs, progress)
     return {row.name: [_outcome(runs[row.name, seed]) for seed in seeds] for row in experiments}
 
 
@@ -149,7 +150,7 @@ def _runs(params: ParamsFile, experiments: Sequence[Experiment], seeds: Sequence
     return runs
 
 
-def _tasks(runs: Collection[_Run], jobs: int) -> dict[Path, _Task]:
+def _tasks(runs: Mapping[tuple[str, int], _Run], jobs: int) -> dict[Path, _Task]:
     """The trainings of all runs, by folder.
 
     Threads are shared among the trainings of a stage that can run side by side, however many are done already: a run
@@ -159,17 +160,26 @@ def _tasks(runs: Collection[_Run], jobs: int) -> dict[Path, _Task]:
     def threads(trainings: int) -> int:
         return max(1, torch.get_num_threads() // min(jobs, trainings))
 
-    before, after = ({getattr(run, name): run for run in runs} for name in ("before", "after"))
-    pretrainings = {
-        folder: _Task(_pretrain, (run.params, folder), run.params.pretrain.epochs, threads(len(before)))
-        for folder, run in before.items()
-    }
-    return pretrainings | {
-        folder: _Task(
-            _finetune, (run.params, run.before, folder), run.params.finetune.epochs, threads(len(after)), run.before
+    before, after = (len({getattr(run, stage) for run in runs.values()}) for stage in ("before", "after"))
+    pretrainings, finetunings = {}, {}
+    for (row, seed), run in runs.items():
+        params = run.params
+        pretrainings[run.before] = _Task(
+            f"pretraining for {row}, seed {seed}",
+            _pretrain,
+            (params, run.before),
+            params.pretrain.epochs,
+            threads(before),
         )
-        for folder, run in after.items()
-    }
+        finetunings[run.after] = _Task(
+            f"{row}, seed {seed}",
+            _finetune,
+            (params, run.before, run.after),
+            params.finetune.epochs,
+            threads(after),
+            run.before,
+        )
+    return pretrainings | finetunings
 
 
 def _side_by_side(tasks: Mapping[Path, _Task], jobs: int, progress: Progress) -> None:
@@ -201,8 +211,12 @@ def _side_by_side(tasks: Mapping[Path, _Task], jobs: int, progress: Progress) ->
                             advance(sum(epochs) - told)
                             told = sum(epochs)
                         for future in ended:
-                            future.result()
-                            submit(running.pop(future))
+                            path = running.pop(future)
+                            try:
+                                future.result()
+                            except UserError as error:
+                                raise UserError(f"{missing[path].name}: {error}") from error
+                            submit(path)
                 except BaseException:
                     pool.kill()  # what they have saved is kept
                     raise

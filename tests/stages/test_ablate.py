@@ -320,6 +320,17 @@ def test_too_little_memory_on_the_gpu_is_told_to_the_user(
         run_experiments(params, ROWS, [0], 1, silent)
 
 
+def test_a_failed_run_is_named(
+    params: ParamsFile, here: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: object) -> None:
+        raise UserError("the loss is not a finite number")
+
+    monkeypatch.setattr(experiments, "finetune", diverges)
+    with pytest.raises(UserError, match=r"^InC \+ LN, seed 3: the loss is not a finite number$"):
+        run_experiments(params, [ROWS[1]], [3], 1, silent)
+
+
 @pytest.mark.parametrize(
     ("seeds", "jobs", "of_pretraining", "of_finetuning"),
     [([0], 64, 64, 32), ([0, 1], 64, 32, 16), ([0, 1], 3, 32, 21), ([0], 1, 64, 64)],

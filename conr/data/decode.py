@@ -1,5 +1,6 @@
 """One image file of any kind → a square RGB array."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -45,10 +46,11 @@ def decode(path: str | Path, size: int, fit: str) -> NDArray[np.uint8]:
         UnreadableImageError: the file is empty, broken, or larger than Pillow dares to decode.
     """
     try:
-        length = Path(path).stat().st_size
-        if length == 0:
-            raise UnreadableImageError("empty file")
-        data = Path(path).read_bytes() if length <= READ_AT_ONCE else None
+        with open(path, "rb") as file:  # noqa: PTH123 (to make a `Path` would take as long as to read a small file)
+            length = os.fstat(file.fileno()).st_size
+            if length == 0:
+                raise UnreadableImageError("empty file")
+            data = file.read() if length <= READ_AT_ONCE else None
         image = None if data is None else _small_jpeg(data, size)
         if image is None:
             image = _opened(path if data is None else BytesIO(data), size)

@@ -398,6 +398,8 @@ class Tracer:
 class Forgetful(Checkpoint):
     """Keeps nothing: the runs are short."""
 
+    due = False
+
     def __init__(self) -> None:
         pass
 

@@ -10,8 +10,8 @@ run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
 	@cat results/summary.txt
 
-test: $(READY) check  ## Set up, then lint, check types and run all tests
-	@pytest
+test: $(READY) check  ## Set up, then lint, check types and run all tests, a file at a time in each of two processes
+	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
 test-bench: $(READY)  ## Two minutes more: the resumable GPU benchmarks at toy size
 	@pytest tests/bench

@@ -44,7 +44,7 @@ bench-cifar10: $(READY)  ## CIFAR-10 as a folder of JPEG files, a small network 
 # Speed: each prints a table of docs/performance.md. What is compared stands at the head of bench/*.py.
 SPEED := training_step neighbourhood clustering extraction prepare startup estimate
 
-bench: $(READY)  ## All comparisons of speed, about 20 minutes on two quiet CPU cores
+bench: $(READY)  ## All comparisons of speed, about 23 minutes on two quiet CPU cores
 	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@for name in $(SPEED); do echo; echo "== bench/$$name.py"; python bench/$$name.py || exit; done
 

@@ -5,7 +5,7 @@
 
 Seed after seed: one pretraining, then the rows that start from it. What is finished is kept in RESULTS/PRESET.json and
 not run again; table and curves beside it are written anew after every seed. What is not finished is kept in STATE, to
-the epoch; SIGTERM ends a slice as its last minute does. Labels enter the scores only.
+the last saved epoch; SIGTERM ends a slice as its last minute does. Labels enter the scores only.
 """
 
 import argparse

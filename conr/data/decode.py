@@ -46,11 +46,14 @@ def decode(path: str | Path, size: int, fit: str) -> NDArray[np.uint8]:
         UnreadableImageError: the file is empty, broken, or larger than Pillow dares to decode.
     """
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 (to make a `Path` would take as long as to read a small file)
-            length = os.fstat(file.fileno()).st_size
-            if length == 0:
-                raise UnreadableImageError("empty file")
-            data = file.read() if length <= READ_AT_ONCE else None
+        # Without a `Path`, which takes as long to make as a small file to read. A pipe is never opened: it has no size.
+        length = os.stat(path).st_size  # noqa: PTH116
+        if length == 0:
+            raise UnreadableImageError("empty file")
+        data = None
+        if length <= READ_AT_ONCE:
+            with open(path, "rb") as file:  # noqa: PTH123
+                data = file.read()
         image = None if data is None else _small_jpeg(data, size)
         if image is None:
             image = _opened(path if data is None else BytesIO(data), size)

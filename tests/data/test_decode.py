@@ -296,6 +296,14 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         decode(path, 8, "crop")
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    os.mkfifo(path)
+    with pytest.raises(UnreadableImageError, match=r"^empty file$"):
+        decode(path, 8, "crop")
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
 def test_half_a_file_is_refused_as_broken(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path / f"image{suffix}", Image.fromarray(noise(64, 64)))

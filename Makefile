@@ -1,10 +1,19 @@
-# The two commands of the README, and what they are made of.
+# The commands of the README, and what they are made of. make help lists them.
 PYTHON ?= python3
 ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
+BENCH_READY := $(ENVIRONMENT)/.bench_ready
+INSTALL := $(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+SPEED := training-step neighborhood clustering extraction prepare startup estimate
+TABLES := digits frameworks long-tail
+BENCHMARKS := $(SPEED) cifar10 bit-equal gpu
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
-.PHONY: run test test-bench check bench bench-digits bench-hosts bench-long-tail bench-cifar10 bench-gpu bench-table2 clean
+.NOTPARALLEL:
+.PHONY: help run test check bench clean $(BENCHMARKS:%=bench-%) $(TABLES:%=bench-%)
+
+help:  ## List all commands
+	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 	@dvc repro
@@ -13,51 +22,47 @@ run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 test: $(READY) check  ## Set up, then lint, check types and run all tests, a file at a time in each of two processes
 	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-test-bench: $(READY)  ## Two minutes more: the resumable GPU benchmarks at toy size
-	@pytest tests/bench
-
-check: $(READY)
+check: $(READY)  ## Format, lint and types only
 	@ruff format --check .
 	@ruff check .
 	@mypy
+
+# A benchmark takes options: make bench-digits ARGS='--seeds 0 1'.
+bench: $(SPEED:%=bench-%)  ## All comparisons of speed, about 25 minutes on two quiet CPU cores
+bench-training-step:  ## The training step against lightly's BYOL
+bench-neighborhood:  ## ConAff against the published procedure, in a batch and over a data set
+bench-clustering:  ## k-means against scikit-learn and faiss
+bench-extraction:  ## ONNX in float32 and int8 against PyTorch
+bench-prepare:  ## Packing images against torchvision's ImageFolder
+bench-startup:  ## conr --help, and a dvc repro with nothing to do
+bench-estimate:  ## conr estimate against what a training takes
+bench-digits:  ## Table of the README: digits, five seeds
+bench-frameworks:  ## Table of docs/experiments.md: ConNR on other self-supervised frameworks, digits, five seeds
+bench-long-tail:  ## Table of docs/experiments.md: long-tailed digits, five seeds
+bench-cifar10:  ## CIFAR-10 as image files, a small network on the CPU: ARGS='--images FOLDER'
+bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit COMMIT'
+bench-gpu:  ## On a GPU: speed, costs, parts and levers of the step (docs/gpu.md); run it again to resume
+
+$(BENCHMARKS:%=bench-%): bench-%: $(READY)
+	@echo "== bench/$(subst -,_,$*).py"
+	@python bench/$(subst -,_,$*).py $(ARGS)
+
+$(TABLES:%=bench-%): bench-%: $(READY)
+	@echo "== bench/tables.py $*"
+	@python bench/tables.py $* $(ARGS)
+
+bench-digits bench-training-step: $(BENCH_READY)
+
+clean:  ## Remove the environment, artifacts and results (not DVC's cache)
+	rm -rf $(ENVIRONMENT) .conr artifacts results
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@echo "Setting up $(ENVIRONMENT) (once; PyTorch is large, allow some minutes)"
 	@$(PYTHON) -m venv $(ENVIRONMENT)
-	@$(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
 	@touch $(READY)
 
-bench-digits: $(READY)  ## Table of the README: digits, five seeds
-	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@python bench/digits.py
-
-bench-hosts: $(READY)  ## Table of docs/experiments.md: ConNR on four self-supervised frameworks, digits, five seeds
-	@python bench/hosts.py
-
-bench-long-tail: $(READY)  ## Table of docs/experiments.md: long-tailed digits, five seeds
-	@python bench/long_tail.py
-
-bench-cifar10: $(READY)  ## CIFAR-10 as a folder of JPEG files, a small network on the CPU
-	@python bench/cifar10.py
-
-# Speed: each prints a table of docs/performance.md. What is compared stands at the head of bench/*.py.
-SPEED := training_step neighbourhood clustering extraction prepare startup estimate
-
-bench: $(READY)  ## All comparisons of speed, about 23 minutes on two quiet CPU cores
-	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@for name in $(SPEED); do echo; echo "== bench/$$name.py"; python bench/$$name.py || exit; done
-
-$(addprefix bench-,$(subst _,-,$(SPEED))): bench-%: $(READY)
-	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@python bench/$(subst -,_,$*).py
-
-bench-gpu: $(READY)  ## On a GPU: numerics, speed, shares, levers (docs/gpu.md); the same command goes on
-	@pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	@python bench/gpu.py
-
-bench-table2: $(READY)  ## On a GPU: nine minutes of Table 2 on CIFAR-10 (docs/gpu.md); the same command goes on
-	@python bench/table2.py
-
-clean:  ## Remove the environment, artifacts and results (not DVC's cache)
-	rm -rf $(ENVIRONMENT) .conr artifacts results
+$(BENCH_READY): $(READY)
+	@$(INSTALL) -e '.[bench]'
+	@touch $(BENCH_READY)

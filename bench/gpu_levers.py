@@ -1,7 +1,6 @@
 """Levers of the training step, switched from outside around conr's own loop: conr has no switch for them."""
 
 import dataclasses
-import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -9,32 +8,25 @@ from typing import Any
 from unittest import mock
 
 import torch
-from gpu_cases import Size
 from torch import Tensor, nn
 
-from conr import views
-from conr.networks import Outputs, Siamese, group_batch_norm
+from conr.models.batch_norm import group_batch_norm
+from conr.models.siamese import Outputs, Siamese
+from conr.observer import SILENT, Observer
 from conr.parameters import Views
-from conr.training import loop
+from conr.training import loop, views
 from conr.training.compute import Compute
 
 
-@contextmanager
-def beginning(
-    change: Callable[[Siamese, int], None] = lambda model, batch: None,
-    change_optimiser: Callable[[torch.optim.SGD], None] = lambda optimiser: None,
-) -> Iterator[None]:
-    """Change the model before conr's loop makes its optimiser, and that after."""
-    make = loop._optimiser
+def beginning(change: Callable[[Siamese, int], None]) -> AbstractContextManager[Any]:
+    """Change the model before conr's loop makes its optimizer."""
+    make = loop._optimizer
 
-    def optimiser(model: Siamese, recipe: loop.Recipe) -> torch.optim.SGD:
-        change(model, recipe.batch_size)
-        made = make(model, recipe)
-        change_optimiser(made)
-        return made
+    def optimizer(model: Siamese, recipe: loop.Recipe) -> torch.optim.SGD:
+        change(model, recipe.settings.batch_size)
+        return make(model, recipe)
 
-    with mock.patch.object(loop, "_optimiser", optimiser):
-        yield
+    return mock.patch.object(loop, "_optimizer", optimizer)
 
 
 def channels_first(model: Siamese, batch: int) -> None:
@@ -45,14 +37,14 @@ def channels_first(model: Siamese, batch: int) -> None:
         return network.projector(network.encoder(((images - network.mean) / network.std).contiguous()))
 
     for network in (model.online, model.target):
-        network.forward = types.MethodType(forward, network)
+        network.forward = partial(forward, network)
 
 
 def one_forward(model: Siamese, batch: int) -> None:
     """Both views as one batch; batch-norm statistics stay those of each view."""
     group_batch_norm(model, batch)
 
-    def forward(first: Tensor, second: Tensor, generator: torch.Generator, noise: float = 0.0) -> Outputs:
+    def forward(first: Tensor, second: Tensor, generator: torch.Generator, noise_std: float = 0.0) -> Outputs:
         both = torch.cat((first, second))
         projections = model.online(both)
         halves = (projections, model.predictor(projections), model.project(both))
@@ -87,10 +79,12 @@ def uncounted(model: Siamese, batch: int) -> None:
             module.num_batches_tracked = None
 
 
-def fused(optimiser: torch.optim.SGD) -> None:
+def fused_sgd() -> AbstractContextManager[Any]:
     """SGD in one kernel for all tensors."""
-    for parameters in optimiser.param_groups:
-        parameters.update(foreach=False, fused=True)
+    make = torch.optim.SGD
+    return mock.patch.object(
+        torch.optim, "SGD", lambda groups, **settings: make(groups, **{**settings, "foreach": False, "fused": True})
+    )
 
 
 @contextmanager
@@ -103,7 +97,9 @@ def tf32_products() -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def joined_views(images: Tensor, ranges: Views, crop_scale: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def joined_views(
+    images: Tensor, ranges: Views, crop_scale: float, generator: torch.Generator, observer: Observer = SILENT
+) -> tuple[Tensor, Tensor]:
     """The same views by half as many kernels; on a CPU, whose caches the batches leave, 1.1 to 1.6 times as slow."""
     batch, height, width, _ = images.shape
     pair = [views.draw(batch, height, width, ranges, crop_scale, generator) for _ in range(2)]
@@ -113,29 +109,22 @@ def joined_views(images: Tensor, ranges: Views, crop_scale: float, generator: to
     return first, second
 
 
-@contextmanager
-def images_on_host() -> Iterator[None]:
-    """Every batch comes from pinned memory."""
-    with mock.patch.object(Compute, "place", lambda compute, images: torch.from_numpy(images)):
-        yield
+Lever = Callable[[], AbstractContextManager[Any]]
 
 
-Lever = tuple[Callable[[], AbstractContextManager[Any]], dict[str, Any]]
-
-
-def levers(size: Size) -> dict[str, Lever]:
-    """What to switch, and the parameters that do. All else is as conr has it."""
+def levers(backend: str) -> dict[str, Lever]:
+    """What to switch, with a backend of torch.compile. All else is as conr has it."""
     return {
-        "nothing (the noise)": (nullcontext, {}),
-        "channels first": (lambda: beginning(channels_first), {}),
-        "float32 (TF32 in convolutions)": (nullcontext, {"precision": "float32"}),
-        "compiled networks": (lambda: beginning(partial(compiled, size.backend)), {}),
-        "compiled networks, CUDA graphs": (lambda: beginning(partial(graphed, size.backend)), {}),
-        "fused SGD": (lambda: beginning(change_optimiser=fused), {}),
-        "both views in one forward": (lambda: beginning(one_forward), {}),
-        "batch norm without its counter": (lambda: beginning(uncounted), {}),
-        "both views by the same kernels": (lambda: mock.patch.object(loop, "two_views", joined_views), {}),
-        "cudnn.benchmark": (lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True), {}),
-        "TF32 products": (tf32_products, {}),
-        "images on the host": (images_on_host, {}),
+        "nothing (the noise)": nullcontext,
+        "channels first": partial(beginning, channels_first),
+        "float32 (TF32 in convolutions)": lambda: mock.patch.object(Compute, "autocast", nullcontext),
+        "compiled networks": partial(beginning, partial(compiled, backend)),
+        "compiled networks, CUDA graphs": partial(beginning, partial(graphed, backend)),
+        "fused SGD": fused_sgd,
+        "both views in one forward": partial(beginning, one_forward),
+        "batch norm without its counter": partial(beginning, uncounted),
+        "both views by the same kernels": lambda: mock.patch.object(loop, "two_views", joined_views),
+        "cudnn.benchmark": lambda: torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True),
+        "TF32 products": tf32_products,
+        "images on the host": lambda: mock.patch.object(Compute, "load_images", staticmethod(torch.from_numpy)),
     }

@@ -2,223 +2,179 @@
 
     make bench-training-step      # about six minutes on two CPU cores; on a GPU, add --batch 256
 
-"lightly" is BYOL put together from lightly's documented parts (transforms, heads, loss, momentum update): PIL images
-in memory, a DataLoader worker a core, eager float32, SGD. "conr" is the loop that `conr pretrain` runs, with its
+"lightly" is BYOL built from lightly's documented parts (transforms, heads, loss, momentum update): PIL images
+in memory, one DataLoader worker per core, eager float32, SGD. "conr" is the loop that `conr pretrain` runs, with its
 defaults. Both train the same encoder and heads on the same images with the same views. Each cell is a process of its
-own; the first steps (warm-up, and batches that workers made ahead) are not timed. Cells alternate; a figure is the
+own; the first steps (warm-up, and batches that workers made ahead) are not timed. Cells take turns; a figure is the
 median.
 """
 
-import argparse
-import itertools
+import atexit
 import os
+import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from common import TRAININGS, head, in_process, in_turns, line, parser, run
 from PIL import Image
+from torch.utils.benchmark import timer
 
-from conr.parameters import FinetuneStage, Network, PretrainStage
-from conr.training.checkpoints import Checkpoint
-from conr.training.group import finetune
-from conr.training.instance import pretrain
-from conr.training.model import build
-from stages import params_file
+from conr import Observer, Parameters, Workspace, load_preset
+from conr.data.sources import array_source
+from conr.data.store import open_store
+from conr.models.resnet import Encoder
+from conr.observer import SILENT
+from conr.pipeline.pretrain import model_spec
+from conr.training.compute import machine
+from conr.training.weights import save_weights
 
-ROOT = Path(__file__).resolve().parents[1]
-COUNT, SIZE = 8192, 32
-ON_GPU_COUNT = 60_000  # so that no epoch ends in the timed steps
-NETWORKS = {  # changes of the CIFAR-10 preset
-    "ResNet-18": {},
-    "small": {"network.width": 32, "network.stem": "imagenet", "network.hidden": 512, "network.dimension": 128},
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preset, with changes, on images of random pixels. No epoch ends before the timed steps do."""
+
+    preset: str
+    size: int  # of the images, in pixels
+    batch: int
+    images: int
+    skipped: int = 10  # steps
+    timed: int = 40
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def parameters(self) -> Parameters:
+        """The preset with the batch and the changes."""
+        batch = {f"{stage}.batch_size": self.batch for stage in TRAININGS}
+        return load_preset(self.preset).changed({**batch, **self.changes})
+
+    def rate(self, stage: str, watch: "Stopwatch | None" = None) -> float:
+        """Images per second of conr's own loop in either stage, with fresh networks."""
+        images, parameters = random_images(self.images, self.size), self.parameters()
+        with TemporaryDirectory() as folder:
+            workspace = Workspace.at(Path(folder))
+            workspace.borrow(images, "artifacts/store")
+            if stage == "finetune":
+                spec = model_spec(parameters, open_store(images.store).manifest)
+                model = spec.build(parameters.seed)
+                save_weights(workspace.pretrained.weights, model, spec, parameters.pretrain.epochs)
+            try:
+                run(stage, workspace, parameters, watch or Stopwatch(self))
+            except EnoughStepsError as enough:
+                return enough.args[0]
+        raise AssertionError("too few steps")
+
+
+# Images, and each network's steps: 16 workers of a GPU's machine make two batches each before the first step ends.
+IMAGES, RESNET, SMALL = (60_000, (40, 80), (40, 80)) if ON_GPU else (8192, (1, 2), (8, 12))
+SMALLER = {"network.width": 32, "network.stem": "imagenet", "network.hidden": 512, "network.dimension": 128}
+NETWORKS = {
+    "ResNet-18": Case("cifar10", 32, 128, IMAGES, *RESNET),
+    "small": Case("cifar10", 32, 128, IMAGES, *SMALL, SMALLER),
 }
-STEPS = {"ResNet-18": (1, 2), "small": (8, 12)}  # not timed, timed
-ON_GPU = 40  # times as many there: its 16 workers have made two batches each before the first step is done
-SIDES = ("lightly", "conr")
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.cell:
-        side, network = arguments.cell
-        print(CELLS[side](network, arguments.batch))
-        return
-    print(f"torch {torch.__version__}, {device_name()}, batches of {arguments.batch} images of {SIZE} pixels\n")
-    print("| network | lightly, images/s | conr, images/s | ratio |\n|---|---|---|---|")
-    for network in arguments.networks:
-        lightly, conr = compare(network, arguments.batch, arguments.repeats)
-        print(f"| {network} | {lightly:,.1f} | {conr:,.1f} | {conr / lightly:.2f} |", flush=True)
+    flags = parser(__doc__)
+    flags.add_argument("--batch", type=int, default=128)
+    flags.add_argument("--repeats", type=int, default=3)
+    flags.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    given = flags.parse_args()
+    print(f"{machine(DEVICE)}, batches of {given.batch} images of 32 pixels\n")
+    print(head("network", "lightly, images/s", "conr, images/s", "ratio"))
+    for network in given.networks:
+        case = replace(NETWORKS[network], batch=given.batch)
+        cells = {"lightly": partial(in_process, lightly_rate, case), "conr": partial(in_process, case.rate, "pretrain")}
+        lightly, conr = (statistics.median(found.results) for found in in_turns(cells, given.repeats).values())
+        print(line(network, f"{lightly:,.1f}", f"{conr:,.1f}", f"{conr / lightly:.2f}"), flush=True)
 
 
-def compare(network: str, batch: int, repeats: int) -> list[float]:
-    """Median images per second of the ordinary loop and of conr's; each cell is a process of its own."""
-    rates: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _, side in itertools.product(range(repeats), SIDES):
-        command = [sys.executable, __file__, "--cell", side, network, "--batch", str(batch)]
-        rates[side].append(float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
-    return [statistics.median(rates[side]) for side in SIDES]
+def random_pixels(count: int, size: int) -> np.ndarray:
+    """(count, size, size, 3) uint8: no time depends on what the images show."""
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def device_name() -> str:
-    """What the table was measured on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+@cache
+def random_images(count: int, size: int) -> Workspace:
+    """A workspace with packed images of random pixels, and random labels; it is deleted when the process ends."""
+    workspace = Workspace.at(Path(mkdtemp(prefix="conr-bench-")))
+    atexit.register(shutil.rmtree, workspace.root, ignore_errors=True)
+    labels = np.random.default_rng(0).integers(0, 10, count).tolist()
+    source = array_source(random_pixels(count, size), labels, size)
+    run("prepare", workspace, load_preset("cifar10").changed({"prepare.image_size": size}), SILENT, source)
+    return workspace
 
 
-def parameters(network: str, batch: int) -> PretrainStage:
-    """The CIFAR-10 preset with another network and batch."""
-    content = yaml.safe_load((ROOT / "presets/cifar10.yaml").read_text())
-    changes = NETWORKS[network] | {"pretrain.batch_size": batch, "pretrain.epochs": 1000}
-    return params_file.view_of(PretrainStage, params_file.changed(params_file.validated(content), changes))
+class Stopwatch(Observer):
+    """Times the steps of a case; raises `EnoughStepsError` after the last."""
 
+    def __init__(self, case: Case) -> None:
+        self.case, self.count, self.started = case, 0, 0.0
 
-def images() -> np.ndarray:
-    """Images of random pixels: nothing that is timed depends on what they show."""
-    count = ON_GPU_COUNT if torch.cuda.is_available() else COUNT
-    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-
-
-class Stopwatch:
-    """Images per second of the timed steps; raises `EnoughStepsError` after the last."""
-
-    def __init__(self, skipped: int, timed: int, batch: int) -> None:
-        self.skipped, self.timed, self.batch = skipped, timed, batch
-        self.count, self.started = 0, 0.0
-
-    def step(self) -> None:
-        """Count a step."""
+    def step_done(self, amount: int = 1, note: str = "") -> None:
         self.count += 1
-        if self.count == self.skipped:
-            self.started = self._now()
-        elif self.count == self.skipped + self.timed:
-            raise EnoughStepsError(self.timed * self.batch / (self._now() - self.started))
-
-    def _now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        if self.count == self.case.skipped:
+            self.started = timer()  # which waits for a GPU
+        elif self.count == self.case.skipped + self.case.timed:
+            raise EnoughStepsError(self.case.timed * self.case.batch / (timer() - self.started))
 
 
 class EnoughStepsError(Exception):
     """The timed steps are over; holds images per second."""
 
 
-def stopwatch(network: str, batch: int) -> Stopwatch:
-    """The stopwatch of a cell."""
-    factor = ON_GPU if torch.cuda.is_available() else 1
-    skipped, timed = (steps * factor for steps in STEPS[network])
-    return Stopwatch(skipped, timed, batch)
-
-
-def conr_cell(network: str, batch: int) -> float:
-    """Images per second of conr's loop."""
-    settings = parameters(network, batch)
-    return conr_rate(settings, settings.network, images(), stopwatch(network, batch))
-
-
-def conr_rate(settings: PretrainStage | FinetuneStage, network: Network, pixels: np.ndarray, watch: Stopwatch) -> float:
-    """Images per second of conr's loop in either stage, with fresh networks."""
-
-    @contextmanager
-    def progress(description: str, total: int, done: int = 0) -> Iterator[object]:
-        yield lambda amount, note="": watch.step() if amount else None
-
-    description = network.model_dump() | {"framework": "byol", "mean": [0.5] * 3, "std": [0.25] * 3}
-    model = build(description)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Checkpoint(Path(folder))
-        try:
-            if isinstance(settings, PretrainStage):
-                pretrain(model, pixels, None, settings, checkpoint, progress)
-            else:
-                finetune(model, pixels, None, settings, 0, checkpoint, progress)
-        except EnoughStepsError as enough:
-            return enough.args[0]
-    raise AssertionError("too few steps")
-
-
-def lightly_cell(network: str, batch: int) -> float:
+def lightly_rate(case: Case) -> float:
     """Images per second of the ordinary loop."""
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
     from lightly.models.utils import deactivate_requires_grad, update_momentum
     from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform
 
-    from conr.networks import Encoder
-
-    settings = parameters(network, batch)
+    settings = case.parameters()
     views, shape = settings.views, settings.network
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    colors = {"cj_bright": views.brightness, "cj_contrast": views.contrast, "cj_sat": views.saturation}
+    colors |= {"cj_prob": views.jitter, "cj_hue": views.hue, "random_gray_scale": views.grayscale, "gaussian_blur": 0.0}
+    crops = {"input_size": case.size, "min_scale": settings.pretrain.crop_scale, "hf_prob": views.flip}
+    transform = BYOLTransform(*(BYOLView1Transform(**colors, **crops) for _ in range(2)))
 
-    def transform() -> BYOLView1Transform:
-        return BYOLView1Transform(
-            input_size=SIZE,
-            cj_prob=views.jitter,
-            cj_bright=views.brightness,
-            cj_contrast=views.contrast,
-            cj_sat=views.saturation,
-            cj_hue=views.hue,
-            min_scale=settings.pretrain.crop_scale,
-            random_gray_scale=views.grey,
-            gaussian_blur=0.0,
-            hf_prob=views.flip,
-        )
+    def backbone() -> torch.nn.Module:
+        encoder = Encoder(shape.architecture, shape.width, shape.stem)
+        return torch.nn.Sequential(encoder, BYOLProjectionHead(encoder.features, shape.hidden, shape.dimension))
 
-    dataset = Pictures(images(), BYOLTransform(transform(), transform()))
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch,
-        shuffle=True,
-        drop_last=True,
-        num_workers=os.cpu_count() or 1,
-        persistent_workers=True,
-        pin_memory=device.type == "cuda",
-    )
-    encoder = Encoder(shape.architecture, shape.width, shape.stem)
-    online = torch.nn.Sequential(encoder, BYOLProjectionHead(encoder.features, shape.hidden, shape.dimension)).to(
-        device
-    )
-    predictor = BYOLPredictionHead(shape.dimension, shape.hidden, shape.dimension).to(device)
-    target = torch.nn.Sequential(
-        Encoder(shape.architecture, shape.width, shape.stem),
-        BYOLProjectionHead(encoder.features, shape.hidden, shape.dimension),
-    ).to(device)
+    pictures = Pictures(random_pixels(case.images, case.size), transform)
+    processes = {"num_workers": os.cpu_count() or 1, "persistent_workers": True, "pin_memory": ON_GPU}
+    loader = torch.utils.data.DataLoader(pictures, case.batch, shuffle=True, drop_last=True, **processes)
+    online, target = backbone().to(DEVICE), backbone().to(DEVICE)
     target.load_state_dict(online.state_dict())
     deactivate_requires_grad(target)
-    loss_of = NegativeCosineSimilarity()
-    optimiser = torch.optim.SGD(
-        [*online.parameters(), *predictor.parameters()], lr=0.01, momentum=0.9, weight_decay=5e-4
-    )
-    watch = stopwatch(network, batch)
+    predictor = BYOLPredictionHead(shape.dimension, shape.hidden, shape.dimension).to(DEVICE)
+    loss_of, trained = NegativeCosineSimilarity(), [*online.parameters(), *predictor.parameters()]
+    optimizer = torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    watch = Stopwatch(case)
     try:
-        while True:
-            for first, second in loader:
-                update_momentum(online, target, m=0.996)
-                first, second = first.to(device), second.to(device)
-                predictions = predictor(online(first)), predictor(online(second))
-                with torch.no_grad():
-                    targets = target(first), target(second)
-                loss = 0.5 * (loss_of(predictions[0], targets[1]) + loss_of(predictions[1], targets[0]))
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                loss.item()  # the running loss that every such loop prints
-                watch.step()
+        for first, second in loader:
+            update_momentum(online, target, m=0.996)
+            first, second = first.to(DEVICE), second.to(DEVICE)
+            predictions = predictor(online(first)), predictor(online(second))
+            with torch.no_grad():
+                targets = target(first), target(second)
+            loss = 0.5 * (loss_of(predictions[0], targets[1]) + loss_of(predictions[1], targets[0]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()  # the running loss that every such loop prints
+            watch.step_done()
     except EnoughStepsError as enough:
         return enough.args[0]
+    raise AssertionError("too few steps")
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -233,8 +189,6 @@ class Pictures(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> list[torch.Tensor]:
         return self.transform(Image.fromarray(self.pixels[position]))
 
-
-CELLS = {"lightly": lightly_cell, "conr": conr_cell}
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,20 @@
-"""The one exception that carries a message meant for the person at the keyboard."""
+"""The exception whose message is for the user, and how it quotes other errors."""
 
 
 class UserError(Exception):
-    """Something the user can mend: a path, a flag, a key, a full disk, a diverged training.
+    """Something that the user can correct: a path, a flag, a key, a full disk, a diverged training.
 
-    The message names the file, flag or key and says what to do next. The command line prints it
-    without a stack trace and exits with code 2.
+    The message names the file, flag or key and says what to do next. The command line prints it without a stack trace
+    and exits with code 2.
+
+    >>> import conr
+    >>> conr.load_preset("digitz")
+    Traceback (most recent call last):
+    ...
+    conr.errors.UserError: there is no preset digitz; did you mean digits? There are ...
     """
+
+
+def one_line(error: Exception) -> str:
+    """The first lines of an error's message as one, without pydantic's internals: it and onnxruntime use several."""
+    return " ".join(" ".join(str(error).split("\n")[:3]).partition(" [type=")[0].split())

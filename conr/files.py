@@ -1,28 +1,35 @@
-"""Writing files so that a kill or a full disk never leaves a half-written one under its final name; and their hash."""
+"""Files: written whole or not at all, read by one loader per kind, which turns damage into one line for the user."""
 
+import csv
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-ABANDONED = 3600.0  # seconds since a temporary file was last written to, after which nobody writes it any more
+from conr.errors import UserError, one_line
+
+ABANDONED = 3600.0  # seconds since a temporary file was last written to, after which its writer is taken for dead
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed, on failure removed.
 
-    The path is nobody else's: of several processes that write the same file, in this container or another, each
-    publishes its own. What a killed one left is removed by a later one.
+    Each writer has a path of its own: of several processes that write the same file, in this container or another,
+    each publishes its own. A later writer removes what a killed one left. A missing folder is made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{escape(path.name)}.*.tmp"):
         with suppress(FileNotFoundError):
             if left.stat().st_mtime < time.time() - ABANDONED:
@@ -35,6 +42,85 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file in UTF-8.
+
+    File names that are no text need `errors` other than "strict": "surrogateescape" writes the bytes that they are on
+    disk, "backslashreplace" and "replace" write something readable.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Iterable[object]], errors: str = "strict") -> None:
+    """Write a CSV file in UTF-8: a line of column names, then the rows; None becomes an empty cell.
+
+    `errors` is as for `write_text`.
+    """
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=errors) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def load_table(path: Path, remedy: str) -> list[dict[str, str]]:
+    """The rows of a CSV file by column.
+
+    Raises:
+        UserError: it is missing, no table, or a row has more or fewer cells than there are columns; the remedy says
+            what to do.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.reader(file, strict=True) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); {remedy}") from error
+    if not lines or any(len(line) != len(lines[0]) for line in lines):
+        raise UserError(f"{path} is damaged (its lines differ in their number of cells, or it has none); {remedy}")
+    columns, *rows = lines
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def write_json(path: Path, content: BaseModel) -> None:
+    """Write a pydantic model as JSON, without what is None."""
+    write_text(path, content.model_dump_json(indent=1, exclude_none=True) + "\n")
+
+
+def load_json(path: Path, model: type[Model], remedy: str) -> Model:
+    """Read what `write_json` wrote.
+
+    Raises:
+        UserError: it is missing or no such JSON; the remedy says what to do.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({one_line(error)}); {remedy}") from error
+
+
+def load_array(path: Path, remedy: str) -> NDArray[np.float32]:
+    """A float32 matrix from an .npy file, memory-mapped.
+
+    Its pages are copied on write: nothing is ever written to them, but PyTorch warns about read-only memory.
+
+    Raises:
+        UserError: it is missing or damaged, or holds something else; the remedy says what to do.
+    """
+    try:
+        array: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="c")
+    except Exception as error:  # numpy parses the header as Python: damage there raises errors of many classes
+        raise UserError(f"{path} is missing or damaged ({one_line(error)}); {remedy}") from error
+    if array.ndim != 2 or array.dtype != np.float32:
+        raise UserError(f"{path} holds {array.dtype} {array.shape}, not a float32 matrix; {remedy}")
+    return array
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an .npy file."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def sha256_of(path: Path) -> str:
@@ -72,18 +158,13 @@ class ArrayWriter:
         self.rows += len(rows)
 
     def close(self) -> None:
-        """Write the final number of rows into the header, in the room that numpy leaves there for it."""
+        """Write the final number of rows into the header, into the padding that numpy leaves there for it."""
         self.file.seek(0)
         if self._write_header() != self._header_size:
             raise ValueError("numpy changed the size of the .npy header")
 
     def _write_header(self) -> int:
-        np.lib.format.write_array_header_1_0(
-            self.file,
-            {
-                "descr": np.lib.format.dtype_to_descr(self.dtype),
-                "fortran_order": False,
-                "shape": (self.rows, *self.row_shape),
-            },
-        )
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
         return self.file.tell()

@@ -26,16 +26,22 @@ class Workers(ProcessPoolExecutor):
 
     Args:
         count: how many at most; each starts when there is work for it.
-        initialiser: called in each before any work.
-        arguments: those of the initialiser.
+        initializer: called in each before any work.
+        arguments: those of the initializer.
+        kill_on_error: whether an exception in the block of the pool ends all processes at once, whatever they do. Only
+            where results are small: the parent would wait forever for the rest of one that is larger than a pipe.
     """
 
     def __init__(
-        self, count: int, initialiser: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+        self,
+        count: int,
+        initializer: Callable[..., None] | None = None,
+        arguments: tuple[Any, ...] = (),
+        kill_on_error: bool = False,
     ) -> None:
-        self._others = set(multiprocessing.active_children())
+        self._kill_on_error, self._others = kill_on_error, set(multiprocessing.active_children())
         context = multiprocessing.get_context("spawn")  # a fork would copy the threads of libraries in any state
-        super().__init__(count, context, _follow_parent, (initialiser, arguments))
+        super().__init__(count, context, _follow_parent, (initializer, arguments))
 
     def submit(
         self, function: Callable[Given, Result], /, *arguments: Given.args, **named: Given.kwargs
@@ -47,16 +53,11 @@ class Workers(ProcessPoolExecutor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for what was asked for; after an exception only for what has begun."""
+        """Wait for what was asked for; after an exception only for what has begun, or for nothing."""
+        if kind is not None and self._kill_on_error:
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.kill()
         self.shutdown(cancel_futures=kind is not None)
-
-    def kill(self) -> None:
-        """End all processes now, whatever they do.
-
-        Only where results are small: the parent would wait for ever for the rest of one that is larger than a pipe.
-        """
-        for process in set(multiprocessing.active_children()) - self._others:
-            process.kill()
 
 
 @contextmanager
@@ -72,12 +73,12 @@ def _no_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow_parent(initialiser: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _follow_parent(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     """Leave it to the parent what Ctrl-C means, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
-    if initialiser is not None:
-        initialiser(*arguments)
+    if initializer is not None:
+        initializer(*arguments)
 
 
 def _end_with_parent() -> None:

@@ -1,1 +1,1 @@
-"""The stages of the pipeline: each reads its parameters, calls conr and writes artifacts. No mathematics here."""
+"""The command line: arguments → conr.pipeline → one summary. Installed as conr.stages."""

@@ -1,4 +1,4 @@
-"""The `conr` command: one sub-command a stage, and some beside the pipeline.
+"""The `conr` command: one sub-command per stage, and some beside the pipeline.
 
 Nothing heavy is imported before it is used, so that --help is quick.
 """
@@ -17,12 +17,12 @@ import typer
 from typer.core import TyperCommand
 
 from conr.errors import UserError
-from stages.integers import Integers, integers
-from stages.paths import STORE
+
+from .integers import Integers, integers
 
 HELP_FLAGS = {"--help", "-h"}
-ONE_SEED = Integers([0])
-RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "goes on after the last saved epoch")
+ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
+RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
 GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
 LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
@@ -32,57 +32,52 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Cluster images without labels.\n\nRun all stages with 'dvc repro', or one with 'conr STAGE'. Every flag is a "
-    "key of params.yaml: the file gives the value, the flag overrides it for this run.",
+    help="Cluster images without labels.\n\nStart a project with 'conr new'. Run all stages with 'dvc repro', one with "
+    "'conr STAGE'. Flags of a stage are keys of params.yaml: the file gives values, a flag overrides one for this run.",
     context_settings={"help_option_names": sorted(HELP_FLAGS)},
 )
 
 STAGES = {
-    "prepare": "Pack images (digits, or a folder of yours) into one array.",
+    "prepare": "Pack images (digits, a folder of yours or a data set of the paper) into one array.",
     "pretrain": "Learn features without labels: instance concordance (BYOL, Eq. 1).",
-    "finetune": "Pull groups together: group concordance with ConAff neighbours (ConNR, Eq. 14).",
+    "finetune": "Refine the features: group concordance with ConAff neighbors (ConNR, Eq. 14).",
     "extract": "Export the encoder to ONNX, checked against PyTorch, and embed all images.",
     "evaluate": "Cluster the embeddings with k-means; write scores, figures and the report.",
 }
 
 
-@app.callback()
-def load_params(context: typer.Context) -> None:
-    """Make params.yaml the default of every flag. Help works without it, and with a broken one."""
-    stage = context.invoked_subcommand
-    if stage not in STAGES:
-        return
-    from stages import flags
-
-    try:
-        context.default_map = {stage: flags.defaults(stage)}
-    except UserError:
-        if HELP_FLAGS.isdisjoint(sys.argv):
-            raise
-
-
 class StageCommand(TyperCommand):
-    """A stage in the list of commands; what it can do is loaded when it is called."""
+    """A stage in the list of commands; its flags are made when it is called."""
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *others: Any, **settings: Any) -> Any:
         """Parse the arguments with the stage's own flags."""
-        from stages import flags
+        from . import flags
 
-        return flags.stage_command(str(self.name), self.help, run_stage).make_context(*arguments, **settings)
+        asks_for_help = not HELP_FLAGS.isdisjoint(args)
+        return flags.stage_context(str(self.name), self.help, run, asks_for_help, info_name, args, *others, **settings)
 
 
-def run_stage(name: str, *arguments: object) -> None:
-    """Run a stage and print its summary. A stop by Ctrl-C or SIGTERM is no failure: the next run goes on."""
+def run(name: str, *arguments: Any) -> None:
+    """Run a command in the current folder and print its summary; Ctrl-C and SIGTERM print how to resume.
+
+    Args:
+        name: of the command: of a stage, or of a function in `conr.stages.beside`.
+        arguments: what it takes between the workspace and the observer.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write an identifier into the home folder
     started = time.perf_counter()
-    stage = importlib.import_module(f"stages.{name}")
-    console = importlib.import_module("stages.console")
+    module, function = (name, "run") if name in STAGES else ("beside", name)
     try:
-        summary = stage.run(*arguments, console.progress)
+        call = getattr(importlib.import_module(f".{module}", __package__), function)
+        observer = importlib.import_module(".console", __package__).ProgressBar()
+        workspace = importlib.import_module("conr.pipeline.workspace").Workspace.here()
+        if name in STAGES:
+            _check_stage(name, workspace, *arguments)
+        summary = call(workspace, *arguments, observer)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        _fail(f"stopped; the same command {RESUMED.get(name, 'starts from the beginning')}", 128 + number)
+        _fail(f"stopped; run the same command to {RESUMED.get(name, 'start again')}", 128 + number)
     except (MemoryError, RuntimeError) as error:
         message = _out_of_memory(name, error)
         if message is None:
@@ -91,13 +86,22 @@ def run_stage(name: str, *arguments: object) -> None:
     typer.echo(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
 
 
+def _check_stage(name: str, workspace: Any, parameters: Any) -> None:
+    """Check all parameters against the images, those of later stages too."""
+    from conr.data.store import load_manifest
+    from conr.pipeline.checks import check_data
+
+    if name != "prepare" and workspace.store.exists():
+        check_data(parameters, load_manifest(workspace.store))
+
+
 def _out_of_memory(name: str, error: Exception) -> str | None:
-    """What to say if memory is too small. The text tells: the class that PyTorch has for it may not be loaded."""
-    mend = LESS_MEMORY.get(name, "free some")
+    """What to say if memory is too small. The text decides: the class that PyTorch has for it may not be loaded."""
+    remedy = LESS_MEMORY.get(name, "free some")
     if any(sign in str(error) for sign in GPU_IS_FULL):
-        return f"{name} does not fit into the GPU's memory; {mend}, or set device: cpu"
+        return f"{name} does not fit into the GPU's memory; {remedy}, or set device: cpu"
     if isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_IS_FULL):
-        return f"{name} does not fit into memory; {mend}"
+        return f"{name} does not fit into memory; {remedy}"
     return None
 
 
@@ -113,10 +117,7 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" while writing {error.filename}" if error.filename else ""
-            _fail(
-                f"the disk is full{where}; free some space and run the same command again, saved epochs are kept",
-                2,
-            )
+            _fail(f"the disk is full{where}; free some space and run the same command again, saved epochs are kept", 2)
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}", 2)
@@ -138,6 +139,18 @@ for _name, _summary in STAGES.items():
 
 
 @app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="The project's folder, new or empty")],
+    preset: Annotated[str, typer.Option(help="What to start from; conr preset lists them")] = "digits",
+    git: Annotated[bool, typer.Option(help="Make it a git repository, which dvc exp needs")] = True,
+) -> None:
+    """Make a project: params.yaml and dvc.yaml in a folder of their own, in which dvc repro runs all stages."""
+    from conr.pipeline import project
+
+    typer.echo(project.make(folder, preset, git))
+
+
+@app.command()
 def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
@@ -149,7 +162,7 @@ def assign(
     ] = "auto",
 ) -> None:
     """Sort new images into the clusters of the last run."""
-    run_stage("assign", folder, output, sort_into, device)
+    run("assign", folder, output, sort_into, device)
 
 
 @app.command()
@@ -157,9 +170,9 @@ def preset(
     name: Annotated[str | None, typer.Argument(help="Which one; leave it out for a list")] = None,
 ) -> None:
     """Start from a preset: write a complete params.yaml and say what it changes."""
-    from stages import presets
+    from conr.pipeline import params_file, presets
 
-    typer.echo(presets.listing() if name is None else presets.write(name))
+    typer.echo(presets.listing() if name is None else presets.write(name, Path(params_file.NAME)))
 
 
 @app.command()
@@ -167,17 +180,18 @@ def ablate(
     seeds: Annotated[
         Integers, typer.Option(parser=integers, metavar="0,1,2", help="Seeds; every row is run with each")
     ] = ONE_SEED,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes side by side; 0: one a core on a CPU, one on a GPU")] = 0,
+    rows: Annotated[
+        Integers, typer.Option(parser=integers, metavar="1,2,3", help="Rows of the table, from 1 to 7")
+    ] = ALL_ROWS,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes side by side; 0: one per CPU core, one on a GPU")] = 0,
 ) -> None:
     """Run all rows of the paper's ablation (Table 2) on the packed store, and write the table.
 
-    What is finished is kept: the same command goes on where it was stopped.
+    Finished runs are kept: run the same command to resume.
     """
-    from stages import params_file
+    from conr.pipeline import params_file
 
-    params = params_file.validated(params_file.read())
-    params_file.check_against_data(params, STORE / "manifest.json")
-    run_stage("ablate", params, list(seeds), jobs)
+    run("ablate", params_file.read(), list(seeds), list(rows), jobs)
 
 
 @app.command()
@@ -188,9 +202,7 @@ def sweep(
 
     First run them: dvc exp run --queue -S 'fr=0.7,0.8,0.9,1.0'; dvc queue start.
     """
-    if len(parameters) > 2:
-        raise UserError(f"{len(parameters)} parameters do not fit into one figure; name one or two")
-    run_stage("sweep", parameters)
+    run("sweep", parameters)
 
 
 @app.command()
@@ -204,18 +216,15 @@ def estimate(
 ) -> None:
     """Say how long training will take on this device, and how much memory and disk, after timing a few steps.
 
-    It takes half a minute for small networks, some minutes for large ones on a CPU, and leaves nothing behind.
+    It takes half a minute for small networks, some minutes for large ones on a CPU, and keeps no files.
     """
-    from stages import params_file
+    from conr.pipeline import params_file
 
-    changes = params_file.settings(settings or [])
+    changes = params_file.assignments(settings or [])
     images = [key for key in changes if key.startswith("prepare.")]
     if images:
         raise UserError(
-            f"--set {images[0]}: the images are timed as they are packed; change it in {params_file.PARAMS} and run "
+            f"--set {images[0]}: the images are timed as they are packed; change it in {params_file.NAME} and run "
             "conr prepare first"
         )
-    params = params_file.changed(params_file.validated(params_file.read()), changes)
-    params_file.check_together(params)
-    params_file.check_against_data(params, STORE / "manifest.json")
-    run_stage("estimate", params)
+    run("estimate", params_file.read().changed(changes))

@@ -1,52 +1,67 @@
-"""What a person sees: a progress bar with an estimate of the remaining time, quiet where nobody watches."""
+"""A progress bar with an estimate of the remaining time; nothing is shown where there is no terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import Progress as Bars
 
-from conr.progress import Advance, silent
+from conr.observer import Observer
 
-HOUR = 3600.0  # of speed tell the remaining time: a step may be an epoch, and take minutes
+HOUR = 3600.0  # over which the speed is averaged for the remaining time: a step may be an epoch, and take minutes
 
 
-@contextmanager
-def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """A `conr.progress.Progress` that draws a bar on standard error, if that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        with silent(description, total, done) as advance:
-            yield advance
-        return
-    columns = (
-        TextColumn("{task.description:18}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-    )
-    with Bars(*columns, console=console, speed_estimate_period=HOUR) as bars:
-        task = bars.add_task(description, total=total, completed=done, note="")
+class ProgressBar(Observer):
+    """An observer that shows a bar on standard error, if that is a terminal."""
 
-        def report(amount: int, note: str = "") -> None:
+    def __init__(self) -> None:
+        self._shown: tuple[Progress, TaskID] | None = None
+
+    @contextmanager
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[None]:
+        """Show the bar as long as the task runs."""
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description:18}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console, speed_estimate_period=HOUR) as bars:
+            self._shown = bars, bars.add_task(name, total=total, completed=done, note="")
+            try:
+                yield
+            finally:
+                self._shown = None
+
+    def step_done(self, amount: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        if self._shown is not None:
+            bars, task = self._shown
+            bars.advance(task, amount)
             if note:
-                bars.update(task, advance=amount, note=note)
-            else:
-                bars.advance(task, amount)
+                bars.update(task, note=note)
 
-        yield report
+    def epoch_done(self, row: Mapping[str, Any]) -> None:
+        """Show the loss beside the bar."""
+        self.step_done(0, f"loss {row['loss']:.3f}")
 
 
 def show_cursor() -> None:
-    """Make the terminal's cursor visible, which a bar hides until it ends."""
+    """Make the terminal's cursor visible: a process that is killed while it shows a bar leaves it hidden."""
     Console(stderr=True).show_cursor()

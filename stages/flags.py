@@ -8,62 +8,57 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
-from conr.parameters import EvaluateStage, ExtractStage, FinetuneStage, Parameters, PrepareStage, PretrainStage
-from stages import params_file
-from stages.integers import Integers, integers
-from stages.paths import STORE
+from conr.errors import UserError
+from conr.parameters import STAGES, Parameters
+from conr.parameters.keys import Key, leaves, lookup
+from conr.pipeline import params_file
 
-VIEWS: dict[str, type[Parameters]] = {
-    "prepare": PrepareStage,
-    "pretrain": PretrainStage,
-    "finetune": FinetuneStage,
-    "extract": ExtractStage,
-    "evaluate": EvaluateStage,
-}
+from .integers import Integers, integers
+
+Run = Callable[[str, Parameters], None]
 
 
-def stage_command(name: str, summary: str | None, run_stage: Callable[[str, Parameters], None]) -> Any:
-    """The command of a stage, as Click has it: a flag for each parameter that the stage reads, and its run."""
-    view = VIEWS[name]
-    fields = dict(params_file.leaves(view))
+def stage_context(
+    name: str, summary: str | None, run: Run, asks_for_help: bool, *arguments: Any, **settings: Any
+) -> Any:
+    """Parse the arguments of a stage: params.yaml gives the value of each flag that is not given.
 
-    def command(**flags: Any) -> None:
-        content = params_file.read()
-        for key in fields:
-            group = content
-            for part in key[:-1]:
-                group = group[part]
-            group[key[-1]] = flags[key[-1]]
-        params = params_file.validated(content, "flags")
-        params_file.check_together(params)
-        if name != "prepare":
-            params_file.check_against_data(params, STORE / "manifest.json")
-        run_stage(name, params_file.view_of(view, params))
-
-    signature = [
-        inspect.Parameter(
-            key[-1], inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=_option(key, field)
-        )
-        for key, field in fields.items()
-    ]
-    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
-    alone = typer.Typer(add_completion=False)
-    alone.command(name, help=summary)(command)
-    return get_command(alone)
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """The values of a stage's flags in params.yaml.
+    Help works without the file, and with a broken one.
 
     Raises:
         UserError: the file cannot be used.
     """
-    content = params_file.read()
-    return {key[-1]: params_file.lookup(content, key) for key, _ in params_file.leaves(VIEWS[name])}
+    try:
+        parameters = params_file.read()
+    except UserError:
+        if not asks_for_help:
+            raise
+        parameters = Parameters()
+    content = parameters.model_dump()
+    fields = dict(leaves(STAGES[name]))
+
+    def command(**flags: Any) -> None:
+        run(name, parameters.changed({".".join(key): flags[_argument(key)] for key in fields}, "flags"))
+
+    signature = [
+        inspect.Parameter(
+            _argument(key), inspect.Parameter.KEYWORD_ONLY, default=lookup(content, key), annotation=_option(key, field)
+        )
+        for key, field in fields.items()
+    ]
+    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command(name, help=summary)(command)
+    return get_command(app).make_context(*arguments, **settings)
 
 
-def _option(key: params_file.Key, field: FieldInfo) -> Any:
-    flag = "--" + key[-1].replace("_", "-")
+def _argument(key: Key) -> str:
+    """The last part of the key; of a name that of its group, so that framework.name is --framework."""
+    return key[-2] if key[-1] == "name" else key[-1]
+
+
+def _option(key: Key, field: FieldInfo) -> Any:
+    flag = "--" + _argument(key).replace("_", "-")
     if get_origin(field.annotation) is list:
         return Annotated[Integers, typer.Option(flag, parser=integers, metavar="0,1,2", help=field.description)]
     names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag

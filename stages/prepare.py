@@ -1,27 +1,21 @@
-"""prepare: images of a source → the packed store."""
+"""conr prepare."""
 
-import os
 from collections import Counter
-from pathlib import Path
 
-from conr.data.pack import pack
-from conr.data.sources import open_source
 from conr.data.store import Manifest
+from conr.observer import Observer
 from conr.parameters import PrepareStage
-from conr.progress import Progress
-from stages.paths import STORE
+from conr.pipeline.prepare import prepare
+from conr.pipeline.workspace import Workspace
+
+SHOWN = 3  # skipped files that are named
 
 
-def run(parameters: PrepareStage, progress: Progress) -> str:
-    """Pack the images that the parameters describe; returns the summary."""
-    # DVC_ROOT is the real repository even when DVC runs an experiment in a temporary copy, which has no data sets.
-    root = Path(os.environ.get("DVC_ROOT", ".")) / Path(parameters.prepare.root).expanduser()
-    settings = parameters.prepare.model_copy(update={"root": str(root)})
-    source = open_source(settings)
-    manifest = pack(source, settings, STORE, progress)
-    size = manifest.image_size
-    lines = [f"{manifest.count:,} images of {size}×{size} pixels from {source.name} in {STORE}"]
-    scored = manifest.count - manifest.score_start
+def run(workspace: Workspace, parameters: PrepareStage, observer: Observer) -> str:
+    """Pack the images; returns the summary."""
+    manifest = prepare(workspace, parameters, observer)
+    size, scored = manifest.image_size, manifest.count - manifest.score_start
+    lines = [f"{manifest.count:,} images of {size}×{size} pixels from {manifest.source} in {workspace.store}"]
     if min(manifest.train_count, scored) < manifest.count:
         lines.append(f"{manifest.train_count:,} to train on, {scored:,} to score")
     if manifest.labels is not None:
@@ -30,8 +24,8 @@ def run(parameters: PrepareStage, progress: Progress) -> str:
     if manifest.imbalance > 1:
         lines.append(_long_tail(manifest))
     if manifest.skipped:
-        lines.append(f"{len(manifest.skipped):,} files skipped; {STORE}/manifest.json lists them with the reason:")
-        lines += [f"  {file}: {reason}" for file, reason in manifest.skipped[:3]]
+        lines.append(f"{len(manifest.skipped):,} files skipped; {workspace.store}/manifest.json lists them all:")
+        lines += [f"  {file}: {reason}" for file, reason in manifest.skipped[:SHOWN]]
     return "\n".join(lines)
 
 

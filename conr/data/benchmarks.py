@@ -1,8 +1,7 @@
 """The data sets of the paper: CIFAR-10, CIFAR-100 in 20 superclasses, STL-10; those of ImageNet are in imagenet.py."""
 
 import pickle
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -10,79 +9,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.data.decode import resize
-from conr.data.imagenet import imagenet_subset, tiny_imagenet
-from conr.data.items import Item, Source, arranged
+from conr.data.items import Source, arranged, array_items
 from conr.errors import UserError
 from conr.parameters import Prepare
 
 
-def open_benchmark(settings: Prepare) -> Source:
-    """The data set of the paper that `prepare.source` names, from its files in `prepare.root`.
-
-    Raises:
-        UserError: files are missing or damaged, or cannot be downloaded.
-    """
-    if settings.source == "cifar10":
-        return _cifar10(settings)
-    if settings.source == "cifar20":
-        return _cifar20(settings)
-    if settings.source == "stl10":
-        return _stl10(settings)
-    if settings.source == "tiny-imagenet":
-        return tiny_imagenet(settings)
-    return imagenet_subset(settings)
-
-
-def _cifar10(settings: Prepare) -> Source:
+def cifar10(settings: Prepare) -> Source:
+    """CIFAR-10; raises UserError where its files are missing or damaged, or cannot be downloaded."""
     from torchvision.datasets import CIFAR10
 
     train, test = _read(CIFAR10, "CIFAR-10", settings, [{"train": True}, {"train": False}])
-    return arranged(
-        "CIFAR-10",
-        settings.protocol,
-        train=_items("train", train.data, _names(train.targets, train.classes), settings),
-        test=_items("test", test.data, _names(test.targets, test.classes), settings),
-    )
+    parts = [(train.data, train.targets), (test.data, test.targets)]
+    return _arranged("CIFAR-10", settings, train.classes, parts)
 
 
-def _cifar20(settings: Prepare) -> Source:
+def cifar20(settings: Prepare) -> Source:
+    """CIFAR-100 with its superclasses as labels; raises UserError as `cifar10`."""
     from torchvision.datasets import CIFAR100
 
     train, test = _read(CIFAR100, "CIFAR-100", settings, [{"train": True}, {"train": False}])
     # torchvision gives the fine labels only. It has compared these files with their checksums: safe to unpickle.
     folder = Path(train.root) / CIFAR100.base_folder
-    classes = _unpickled(folder / CIFAR100.meta["filename"])["coarse_label_names"]
-    train_labels, test_labels = (
-        [label for file, _ in files for label in _unpickled(folder / file)["coarse_labels"]]
-        for files in (CIFAR100.train_list, CIFAR100.test_list)
+    names, of_train, of_test = (
+        pickle.loads((folder / file).read_bytes(), encoding="latin1")  # written by Python 2
+        for file in ("meta", "train", "test")
     )
-    return arranged(
-        "CIFAR-100 in 20 superclasses",
-        settings.protocol,
-        train=_items("train", train.data, _names(train_labels, classes), settings),
-        test=_items("test", test.data, _names(test_labels, classes), settings),
-    )
+    parts = [(train.data, of_train["coarse_labels"]), (test.data, of_test["coarse_labels"])]
+    return _arranged("CIFAR-100 in 20 superclasses", settings, names["coarse_label_names"], parts)
 
 
-def _stl10(settings: Prepare) -> Source:
+def stl10(settings: Prepare) -> Source:
+    """STL-10 with its unlabeled images; raises UserError as `cifar10`."""
     from torchvision.datasets import STL10
 
-    splits = [{"split": split} for split in ("unlabeled", "train", "test")]
-    unlabelled, train, test = _read(STL10, "STL-10", settings, splits)
+    splits = _read(STL10, "STL-10", settings, [{"split": split} for split in ("train", "test", "unlabeled")])
+    train = splits[0]
     if not hasattr(train, "classes"):  # torchvision does not check this file
         raise UserError(
             f"prepare.root: {Path(train.root) / STL10.base_folder / STL10.class_names_file} is missing; "
             f"unpack {STL10.url} into prepare.root again"
         )
-    unlabelled_data, train_data, test_data = (part.data.transpose(0, 2, 3, 1) for part in (unlabelled, train, test))
-    return arranged(
-        "STL-10",
-        settings.protocol,
-        train=_items("train", train_data, _names(train.labels, train.classes), settings),
-        test=_items("test", test_data, _names(test.labels, test.classes), settings),
-        unlabelled=_items("unlabelled", unlabelled_data, [None] * len(unlabelled_data), settings),
-    )
+    parts = [(split.data.transpose(0, 2, 3, 1), split.labels) for split in splits]
+    return _arranged("STL-10", settings, train.classes, parts)
 
 
 def _read(reader: Any, name: str, settings: Prepare, splits: Sequence[dict[str, Any]]) -> list[Any]:
@@ -96,7 +64,7 @@ def _read(reader: Any, name: str, settings: Prepare, splits: Sequence[dict[str, 
         )
     try:
         return [reader(root, download=settings.download, **split) for split in splits]
-    except RuntimeError as error:  # torchvision's word for a missing file or a wrong checksum
+    except RuntimeError as error:  # torchvision raises it for a missing file or a wrong checksum
         raise UserError(
             f"prepare.root: files of {name} in {folder} are missing or damaged (wrong checksum); delete the folder and "
             f"set prepare.download: true to fetch it, or unpack {reader.url} into {root}"
@@ -110,23 +78,12 @@ def _read(reader: Any, name: str, settings: Prepare, splits: Sequence[dict[str, 
         ) from error
 
 
-def _unpickled(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        content: dict[str, Any] = pickle.load(file, encoding="latin1")  # written by Python 2
-    return content
-
-
-def _names(labels: Iterable[int], classes: Sequence[str]) -> list[str | None]:
-    return [classes[label] for label in labels]
-
-
-def _items(split: str, pixels: NDArray[np.uint8], labels: Sequence[str | None], settings: Prepare) -> list[Item]:
-    """Items of one split; pixels has shape (N, H, W, 3)."""
-    return [
-        Item(
-            file=f"{split}/{number:06d}",
-            label=label if settings.labels == "dataset" else None,
-            read=partial(resize, image, settings.image_size),
-        )
-        for number, (image, label) in enumerate(zip(pixels, labels, strict=True))
+def _arranged(
+    name: str, settings: Prepare, classes: Sequence[str], parts: Sequence[tuple[NDArray[np.uint8], Sequence[int]]]
+) -> Source:
+    """The source of (N, H, W, 3) images and N class numbers, −1 where unknown, of train, test and unlabeled images."""
+    items = [
+        array_items(f"{split}/{{:06d}}", pixels, [classes[n] if n >= 0 else None for n in labels], settings.image_size)
+        for split, (pixels, labels) in zip(("train", "test", "unlabeled"), parts, strict=False)
     ]
+    return arranged(name, settings.protocol, *items)

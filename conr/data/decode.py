@@ -14,7 +14,7 @@ SMALL = 2**16  # pixels: for more, opening the file costs little beside decoding
 # Kinds of segments in a JPEG file (ITU-T T.81, table B.1).
 START_OF_FRAME = (0xC0, 0xC2)  # baseline, progressive
 START_OF_SCAN = 0xDA
-WITHOUT_METADATA = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # Huffman and quantisation tables, restart interval, JFIF, comment
+WITHOUT_METADATA = (0xC4, 0xDB, 0xDD, 0xE0, 0xFE)  # Huffman and quantization tables, restart interval, JFIF, comment
 RESAMPLING = Image.Resampling.BICUBIC
 UPRIGHT = {  # EXIF orientation → what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,37 +34,36 @@ class UnreadableImageError(Exception):
 def decode(path: str | Path, size: int, fit: str) -> NDArray[np.uint8]:
     """Read an image as (size, size, 3) uint8 RGB.
 
-    Orientation tags are obeyed, transparency is laid on white, 16-bit and float greyscale is stretched between its own
+    Orientation tags are obeyed, transparency is laid on white, 16-bit and float grayscale is stretched between its own
     minimum and maximum, and of several frames the first counts.
 
     Args:
-        path: a JPEG, PNG, WebP, BMP or TIFF file; text takes less room than a `Path` where there are many.
+        path: a JPEG, PNG, WebP, BMP or TIFF file; text takes less memory than a `Path` where there are many.
         size: height and width of the result.
         fit: "crop" cuts the middle square, "pad" adds black borders, "stretch" ignores the aspect ratio.
 
     Raises:
-        UnreadableImageError: the file is empty, broken, or larger than Pillow dares to decode.
+        UnreadableImageError: the file is empty, broken, or too large to decode safely.
     """
     try:
         # Without a `Path`, which takes as long to make as a small file to read. A pipe is never opened: it has no size.
         length = os.stat(path).st_size  # noqa: PTH116
         if length == 0:
             raise UnreadableImageError("empty file")
-        data = None
-        if length <= READ_AT_ONCE:
+        if length > READ_AT_ONCE:
+            image = _opened(path, size)
+        else:
             with open(path, "rb") as file:  # noqa: PTH123
                 data = file.read()
-        image = None if data is None else _small_jpeg(data, size)
-        if image is None:
-            image = _opened(path if data is None else BytesIO(data), size)
+            image = _small_jpeg(data, size) or _opened(BytesIO(data), size)
         return np.asarray(_square(image, size, fit))
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image, whatever its name says") from error
+        raise UnreadableImageError("not an image file") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("more pixels than can be decoded safely") from error
-    except Exception as error:  # on damaged files Pillow raises whatever its parsers ran into
+    except Exception as error:  # on damaged files Pillow raises errors of many classes
         raise UnreadableImageError(f"broken: {error or type(error).__name__}") from error
 
 
@@ -82,11 +81,11 @@ def _opened(file: str | Path | BytesIO, size: int) -> Image.Image:
 
 
 def _small_jpeg(data: bytes, size: int) -> Image.Image | None:
-    """A small JPEG file in colour; None for any other, for one with metadata, and for a broken one.
+    """A small JPEG file in color; None for any other, for one with metadata, and for a broken one.
 
     Pillow's decoder takes the file as it is; opening it would take longer than decoding it. The pixels are the same.
     """
-    width, height = _colour_jpeg_size(data)
+    width, height = _color_jpeg_size(data)
     if not 0 < width * height <= SMALL or min(width, height) >= 4 * size:  # of that size on, less can be decoded
         return None
     try:
@@ -95,7 +94,7 @@ def _small_jpeg(data: bytes, size: int) -> Image.Image | None:
         return None
 
 
-def _colour_jpeg_size(data: bytes) -> tuple[int, int]:
+def _color_jpeg_size(data: bytes) -> tuple[int, int]:
     """Width and height in the header of a JPEG file of three channels of 8 bits without metadata; else zeros."""
     width = height = 0
     position = 2 if data.startswith(b"\xff\xd8\xff") else len(data)

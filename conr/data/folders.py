@@ -2,49 +2,47 @@
 
 import os
 from collections import deque
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
-from conr.data.decode import SUFFIXES, decode
-from conr.data.items import NOT_AN_IMAGE, Item
+from conr.data.decode import SUFFIXES
+from conr.data.items import Item, file_items
 from conr.errors import UserError
 
-ALREADY_SEARCHED = "a folder that is searched under another name"
+ALREADY_SEARCHED = "a folder that was already searched under another name"
 SHOWN = 3  # folders left out that are named where there is no image
 
 
-def images_below(root: Path, name: str, image_size: int, fit: str) -> tuple[list[Item], list[tuple[str, str]]]:
-    """The images below a folder in sorted order, without labels; and (file, reason) of what is left out.
+def images_below(
+    root: Path, name: str, image_size: int, fit: str, label_of: Callable[[str], str | None] = lambda file: None
+) -> tuple[list[Item], list[tuple[str, str]]]:
+    """The images below a folder in sorted order; and (file, reason) of what is left out.
 
     Args:
         root: the folder.
         name: what to call it in messages.
         image_size: height and width of the pixels that an item reads.
         fit: how an image that is not square becomes so.
+        label_of: the label of a file, given by its name below the folder.
 
     Raises:
         UserError: it cannot be read, or holds no image.
     """
-    files, skipped = _search(root, name)
-    items = []
-    for file in files:
-        if file.lower().endswith(SUFFIXES):
-            items.append(Item(file, None, partial(decode, f"{root}/{file}", image_size, fit)))
-        else:
-            skipped.append((file, NOT_AN_IMAGE))
+    files, folders = _search(root, name)
+    items, others = file_items(root, {file: label_of(file) for file in files}, image_size, fit)
     if not items:
-        unread = [f"\n  {file}: {reason}" for file, reason in sorted(skipped) if reason != NOT_AN_IMAGE]
+        unread = [f"\n  {folder}: {reason}" for folder, reason in sorted(folders)[:SHOWN]]
         raise UserError(
-            f"{name} holds no image at any depth ({', '.join(SUFFIXES)}); {len(skipped)} other files"
-            + "".join(unread[:SHOWN])
+            f"{name} holds no image at any depth ({', '.join(SUFFIXES)}); {len(folders + others)} other files"
+            + "".join(unread)
         )
-    return items, sorted(skipped)
+    return items, sorted(folders + others)
 
 
 def _search(root: Path, name: str) -> tuple[list[str], list[tuple[str, str]]]:
     """Files at any depth, relative, in sorted order; and the folders that are left out, with the reason.
 
-    Hidden files and folders are passed over. Links are followed after all that lies in the folder itself, so that a
+    Hidden files and folders are ignored. Links are followed after all that lies in the folder itself, so that a
     folder with several names is found under its own. None is searched twice, which would give the same images twice,
     or never end.
     """
@@ -58,7 +56,7 @@ def _search(root: Path, name: str) -> tuple[list[str], list[tuple[str, str]]]:
 
     def leave_out(error: OSError) -> None:
         if Path(error.filename) == root:
-            raise UserError(f"{name} cannot be read ({error.strerror}); change its permissions") from error
+            raise UserError(f"{name} cannot be read ({error.strerror}); name a folder that you may read") from error
         skipped.append((relative(error.filename), f"a folder that cannot be read ({error.strerror})"))
 
     while waiting:

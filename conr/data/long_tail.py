@@ -1,7 +1,7 @@
 """A long-tailed subset of a balanced data set: class sizes that fall exponentially.
 
 The profile is that of Cui et al., Class-Balanced Loss Based on Effective Number of Samples (CVPR 2019). Labels choose
-the data set here; training never sees them.
+the data set here; training does not use them.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,11 @@
 """Packing: all images of a source → the store."""
 
 import hashlib
-import json
 import os
 import shutil
 from bisect import bisect_left
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,23 @@ from numpy.typing import NDArray
 
 from conr.data.items import Source
 from conr.data.reading import read_all
-from conr.data.store import Manifest
+from conr.data.store import Manifest, write_store
 from conr.errors import UserError
 from conr.files import ArrayWriter
+from conr.observer import SILENT, Observer
 from conr.parameters import Prepare
-from conr.progress import Progress, silent
 
 SHOWN = 5  # broken files named in an error
 
 
-def pack(source: Source, settings: Prepare, folder: Path, progress: Progress = silent) -> Manifest:
+def pack(source: Source, settings: Prepare, folder: Path, observer: Observer = SILENT) -> Manifest:
     """Read all images of a source into a store; the folder appears only when it is whole.
 
     Args:
         source: what to read.
         settings: how to make images square, and how many broken ones to accept.
         folder: where the store goes; replaced if it exists.
-        progress: told of every image.
+        observer: notified of every image.
 
     Returns:
         The manifest.
@@ -43,7 +42,7 @@ def pack(source: Source, settings: Prepare, folder: Path, progress: Progress = s
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
-        manifest = _pack_into(building, source, settings, progress)
+        manifest = _pack_into(building, source, settings, observer)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)
     finally:
@@ -58,24 +57,19 @@ class _Packed:
     kept: list[int] = field(default_factory=list)  # positions in the source
     broken: list[tuple[str, str]] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
+    # How often each channel has each value in the images that are trained on.
     values: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
 
-    def add(self, images: NDArray[np.uint8], to_train: int) -> None:
-        """Take note of images, the first `to_train` of which are trained on: how often each channel has each value."""
-        self.digest.update(images)
-        for channel, counts in enumerate(self.values):
-            counts += np.bincount(images[:to_train, :, :, channel].ravel(), minlength=256)
 
-
-def _pack_into(folder: Path, source: Source, settings: Prepare, progress: Progress) -> Manifest:
-    packed = _write_images(folder / "images.npy", source, settings.image_size, progress)
+def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observer) -> Manifest:
+    packed = _write_images(folder / "images.npy", source, settings.image_size, observer)
     _check_broken(source, len(packed.kept), packed.broken, settings.max_broken)
     # Positions of the kept items ascend, so that the parts of the source stay contiguous.
     train_count = bisect_left(packed.kept, source.train_count)
     score_start = bisect_left(packed.kept, source.score_start)
     if train_count == 0 or score_start == len(packed.kept):
         purpose = "train on" if train_count == 0 else "score"
-        raise UserError(f"{source.name}: no image to {purpose} can be read; mend them, or use prepare.protocol: all")
+        raise UserError(f"{source.name}: no image to {purpose} can be read; repair them, or use prepare.protocol: all")
 
     pixels = train_count * settings.image_size**2
     value = np.arange(256)
@@ -102,31 +96,29 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, progress: Progre
         class_names=class_names,
         skipped=source.skipped + packed.broken,
     )
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    write_store(folder, manifest)
     return manifest
 
 
-def _write_images(path: Path, source: Source, size: int, progress: Progress) -> _Packed:
+def _write_images(path: Path, source: Source, size: int, observer: Observer) -> _Packed:
     packed = _Packed()
     with path.open("wb") as file:
         writer = ArrayWriter(file, (size, size, 3), np.uint8)
-        with closing(read_all(source.items)) as chunks, progress("prepare", len(source.items)) as advance:
-            first = 0
+        with closing(read_all(source.items)) as chunks, observer.task("prepare", len(source.items)):
             for chunk, outcomes in chunks:
-                good = []
-                for position, (item, outcome) in enumerate(zip(chunk, outcomes, strict=True), start=first):
-                    if isinstance(outcome, str):
-                        packed.broken.append((item.file, outcome))
-                    else:
-                        packed.kept.append(position)
-                        good.append(outcome)
+                first = len(packed.kept) + len(packed.broken)
+                good = {first + row: pixels for row, pixels in enumerate(outcomes) if not isinstance(pixels, str)}
+                packed.kept += good
+                pairs = zip(chunk, outcomes, strict=True)
+                packed.broken += [(item.file, reason) for item, reason in pairs if isinstance(reason, str)]
                 if good:
-                    images = np.stack(good)
+                    images = np.stack(list(good.values()))
                     writer.append(images)
-                    to_train = bisect_left(packed.kept[-len(good) :], source.train_count)
-                    packed.add(images, to_train)
-                first += len(chunk)
-                advance(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
+                    packed.digest.update(images)
+                    trained_on = images[: bisect_left(list(good), source.train_count)]
+                    for channel, counts in enumerate(packed.values):
+                        counts += np.bincount(trained_on[..., channel].ravel(), minlength=256)
+                observer.step_done(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
         writer.close()
         file.flush()
         os.fsync(file.fileno())
@@ -141,5 +133,5 @@ def _check_broken(source: Source, kept: int, broken: list[tuple[str, str]], max_
     more = f"\n  … and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
     raise UserError(
         f"{source.name}: {len(broken)} of {kept + len(broken)} images cannot be read ({share:.0%}); "
-        f"prepare.max_broken accepts {max_broken:.0%}. Mend or remove them, or raise it.{examples}{more}"
+        f"prepare.max_broken accepts {max_broken:.0%}. Repair or remove them, or raise it.{examples}{more}"
     )

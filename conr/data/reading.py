@@ -17,7 +17,7 @@ from conr.errors import UserError
 from conr.processes import Workers, cores
 
 CHUNK = 64  # images read at a time
-TRIAL = 0.2  # seconds of reading that tell how long the rest will take
+TRIAL = 0.2  # seconds of reading that show how long the rest will take
 WORTH_PROCESSES = 1.0  # seconds of reading; starting them takes about half of that
 PROCESSES = 16  # at most: one process packs what they read
 
@@ -29,9 +29,9 @@ Chunks: TypeAlias = Generator[tuple[Sequence[Item], list[Outcome]], None, None]
 def read_all(items: Sequence[Item]) -> Chunks:
     """Chunks of items with the pixels of each; a failure becomes its reason.
 
-    Short work is done here. Longer work is shared by processes, not by threads: of the time that Pillow takes for a
-    small image it holds the interpreter lock for most. They run a few chunks ahead and no further, so that memory does
-    not grow with the number of items.
+    Short work is done here. Longer work is shared by processes, not by threads: Pillow
+    holds the interpreter lock for most of the time of a small image. They run a few chunks ahead and no further, so
+    that memory does not grow with the number of items.
 
     Raises:
         UserError: a process was killed from outside.
@@ -78,6 +78,6 @@ def _read_in_processes(chunks: Iterable[Sequence[Item]]) -> Chunks:
                 yield chunk, future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that reads images was killed, perhaps for want of memory; free some and run the same command "
-            "again"
+            "a process that reads images ended early: memory ran out (free some and run the same command again), or a "
+            'script lacks the line if __name__ == "__main__":'
         ) from error

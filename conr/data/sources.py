@@ -1,17 +1,18 @@
 """Where images come from: scikit-learn's digits, any folder, or the data sets of the paper."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from conr.data.benchmarks import open_benchmark
-from conr.data.decode import resize
+from conr.data.benchmarks import cifar10, cifar20, stl10
 from conr.data.folders import images_below
-from conr.data.items import Item, Source, arranged
+from conr.data.imagenet import imagenet_subset, tiny_imagenet
+from conr.data.items import Item, Source, arranged, array_items
 from conr.data.long_tail import long_tail
 from conr.errors import UserError
 from conr.parameters import Prepare
@@ -23,27 +24,31 @@ def open_source(settings: Prepare) -> Source:
     """The source that the parameters describe.
 
     Raises:
-        UserError: a missing folder, a folder without images, labels that cannot be had, or a failed download.
+        UserError: a missing folder, a folder without images, labels that do not exist, or a failed download.
     """
-    if settings.source == "folder":
-        source = _folder(settings)
-    elif settings.labels not in ("none", "dataset"):
+    # A data set has labels of its own and no others, a folder has others only.
+    labeled = "folder, parent or csv" if settings.source == "folder" else "dataset"
+    if settings.labels != "none" and (settings.labels == "dataset") == (settings.source == "folder"):
         raise UserError(
-            f"prepare.labels: {settings.labels} does not go with prepare.source: {settings.source}; use dataset or none"
+            f"prepare.labels: {settings.labels} cannot be used with prepare.source: {settings.source}; use {labeled}, "
+            "or none"
         )
-    else:
-        source = _digits(settings) if settings.source == "digits" else open_benchmark(settings)
-    return source if settings.imbalance == 1 else _long_tailed(source, settings)
+    if settings.labels == "none" and settings.imbalance != 1:
+        raise UserError(
+            f"prepare.imbalance: {settings.imbalance:g} takes a subset by the labels; set prepare.labels to {labeled}, "
+            "or imbalance to 1"
+        )
+    source = READERS[settings.source](settings)
+    if settings.labels == "none":
+        source = replace(source, items=[replace(item, label=None) for item in source.items])
+    return source if settings.imbalance == 1 else _long_tailed(source, settings.imbalance)
 
 
-def _long_tailed(source: Source, settings: Prepare) -> Source:
+def _long_tailed(source: Source, imbalance: float) -> Source:
     """The source with a long tail in the part that is trained on; a test part stays balanced."""
     train, test = source.items[: source.train_count], source.items[source.train_count :]
     labels = [item.label for item in train if item.label is not None]
-    key = f"prepare.imbalance: {settings.imbalance:g} draws a subset by the labels"
-    if settings.labels == "none":
-        labelled = "folder, parent or csv" if settings.source == "folder" else "dataset"
-        raise UserError(f"{key}; set prepare.labels to {labelled}, or imbalance to 1")
+    key = f"prepare.imbalance: {imbalance:g} takes a subset by the labels"
     if len(labels) < len(train):
         raise UserError(
             f"{key}, but {len(train) - len(labels):,} of {len(train):,} images to train on have none in {source.name}; "
@@ -51,13 +56,12 @@ def _long_tailed(source: Source, settings: Prepare) -> Source:
         )
     if len(set(labels)) < 2:
         raise UserError(f"{key} and needs two classes or more; {source.name} has one. Set it to 1")
-    kept = long_tail(labels, settings.imbalance)
-    return Source(
-        source.name,
-        [train[index] for index in kept] + test,
+    kept = long_tail(labels, imbalance)
+    return replace(
+        source,
+        items=[train[index] for index in kept] + test,
         train_count=len(kept),
         score_start=int(np.searchsorted(kept, source.score_start)),
-        skipped=source.skipped,
     )
 
 
@@ -66,15 +70,8 @@ def _digits(settings: Prepare) -> Source:
 
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    labels = bunch.target if settings.labels == "dataset" else [None] * len(pixels)
-    items = [
-        Item(
-            file=f"digit-{number:04d}",
-            label=None if label is None else str(label),
-            read=partial(resize, np.repeat(image[:, :, None], 3, axis=2), settings.image_size),
-        )
-        for number, (image, label) in enumerate(zip(pixels, labels, strict=True))
-    ]
+    colored = np.repeat(pixels[:, :, :, None], 3, axis=3)
+    items = array_items("digit-{:04d}", colored, map(str, bunch.target), settings.image_size)
     train_count = len(items) - len(items) // 5  # no official split: the last fifth is held out
     return arranged("scikit-learn's digits", settings.protocol, items[:train_count], items[train_count:])
 
@@ -84,21 +81,36 @@ def _folder(settings: Prepare) -> Source:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"prepare.path: {root} {what}; set it to the folder that holds your images")
-    if settings.labels == "dataset":
-        raise UserError(
-            "prepare.labels: dataset does not go with prepare.source: folder; use none, folder, parent or csv"
-        )
-    table = _labels_table(root, settings) if settings.labels == "csv" else None
-    found, skipped = images_below(root, f"prepare.path: {root}", settings.image_size, settings.fit)
-    items = [replace(item, label=_label(item.file, table, settings)) for item in found]
-    if table is not None:  # which is a file in the folder, and none that was left out
+    from_table = settings.labels == "csv"
+    label_of = _labels_table(root, settings).get if from_table else partial(_label_by_folder, settings)
+    items, skipped = images_below(root, f"prepare.path: {root}", settings.image_size, settings.fit, label_of)
+    if from_table:  # which is a file in the folder, and none that was left out
         skipped = [(file, reason) for file, reason in skipped if file != settings.labels_file]
     if settings.labels != "none" and all(item.label is None for item in items):
-        where = settings.labels_file if table is not None else "a subfolder"
+        where = settings.labels_file if from_table else "a subfolder"
         raise UserError(f"prepare.labels: no image in {root} gets a label from {where}; check it, or use labels: none")
     if settings.protocol == "held-out":
         return _split_by_folders(str(root), items, skipped)
     return arranged(str(root), settings.protocol, items, skipped=skipped)
+
+
+def array_source(images: NDArray[np.uint8], labels: Sequence[object] | None, image_size: int) -> Source:
+    """Images that are in memory, all of which are trained on and scored.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        labels: N labels, for scores only; or None.
+        image_size: height and width that they are resized to.
+
+    Raises:
+        UserError: the images have another shape or type, or there are not as many labels.
+    """
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise UserError(f"images must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
+    if labels is not None and len(labels) != len(images):
+        raise UserError(f"there are {len(labels)} labels of {len(images)} images")
+    texts = [None] * len(images) if labels is None else map(str, labels)
+    return arranged("an array", "all", array_items("{:06d}", images, texts, image_size))
 
 
 def _split_by_folders(root: str, items: Sequence[Item], skipped: Sequence[tuple[str, str]]) -> Source:
@@ -120,13 +132,11 @@ def _split_by_folders(root: str, items: Sequence[Item], skipped: Sequence[tuple[
     return arranged(root, "held-out", splits["train"], splits["test"], skipped=sorted([*skipped, *loose]))
 
 
-def _label(file: str, table: Mapping[str, str] | None, settings: Prepare) -> str | None:
-    if table is not None:
-        return table.get(file)
+def _label_by_folder(settings: Prepare, file: str) -> str | None:
     folders = file.split("/")[:-1]
     if settings.protocol == "held-out":
         folders = folders[1:]  # train and test are no classes
-    if settings.labels == "none" or not folders:
+    if not folders:
         return None
     return folders[0] if settings.labels == "folder" else folders[-1]
 
@@ -147,3 +157,15 @@ def _labels_table(root: Path, settings: Prepare) -> dict[str, str]:
             return {row["file"]: row["label"] for row in reader if row["label"]}
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table in UTF-8 ({error}); save it as CSV in UTF-8") from error
+
+
+READERS = {
+    "cifar10": cifar10,
+    "cifar20": cifar20,
+    "digits": _digits,
+    "folder": _folder,
+    "imagenet-dogs": imagenet_subset,
+    "imagenet10": imagenet_subset,
+    "stl10": stl10,
+    "tiny-imagenet": tiny_imagenet,
+}

@@ -1,7 +1,7 @@
 """The packed store: all images in one memory-mapped uint8 array, with a manifest that says what they are."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,18 +80,18 @@ class Store:
         return f"{self.manifest.checksum}, the first {self.manifest.train_count}"
 
     @property
+    def label_names(self) -> list[str] | None:
+        """The class name of every image, empty where unknown; or None without labels."""
+        return None if self.labels is None else [self.class_name(label) for label in self.labels.tolist()]
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, empty for an unknown label."""
+        return self.manifest.class_names[label] if label >= 0 else ""
+
+    @property
     def scored(self) -> slice:
         """Which images are scored."""
         return slice(self.manifest.score_start, None)
-
-    @property
-    def scored_labels(self) -> NDArray[np.int64] | None:
-        """(N,) int64 labels, −1 where unknown or not scored; or None."""
-        if self.labels is None:
-            return None
-        labels = np.full_like(self.labels, -1)
-        labels[self.scored] = self.labels[self.scored]
-        return labels
 
     @property
     def clustered(self) -> slice:
@@ -99,11 +99,11 @@ class Store:
         return slice(0, self.manifest.train_count) if self.manifest.protocol == "held-out" else self.scored
 
 
-def open_store(folder: Path) -> Store:
-    """Open a store for reading.
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a store.
 
     Raises:
-        UserError: it is missing, or truncated, or its parts do not belong together.
+        UserError: the store is missing, or its manifest is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; run conr prepare first (dvc repro runs all stages in order)")
@@ -116,9 +116,22 @@ def open_store(folder: Path) -> Store:
                 f"the first {manifest.train_count} of {manifest.count} images to train on, those from "
                 f"{manifest.score_start} on to score"
             )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a whole store ({error}); delete it and run conr prepare again") from error
+    return manifest
+
+
+def open_store(folder: Path) -> Store:
+    """Open a store for reading.
+
+    Raises:
+        UserError: it is missing or truncated, or its parts do not match.
+    """
+    manifest = load_manifest(folder)
+    try:
         # Copy-on-write pages: never written to, but PyTorch warns about read-only memory.
-        images = np.load(folder / "images.npy", mmap_mode="c")
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="c")
+    except Exception as error:  # numpy parses the header as Python: damage there raises errors of many classes
         raise UserError(f"{folder} is not a whole store ({error}); delete it and run conr prepare again") from error
     expected = (manifest.count, manifest.image_size, manifest.image_size, 3)
     if images.shape != expected or images.dtype != np.uint8 or len(manifest.files) != manifest.count:
@@ -128,3 +141,26 @@ def open_store(folder: Path) -> Store:
         )
     labels = None if manifest.labels is None else np.array(manifest.labels, dtype=np.int64)
     return Store(images, labels, manifest)
+
+
+def write_store(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest beside images.npy, which makes the folder a store."""
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+
+
+def write_subset(store: Store, chosen: NDArray[np.int64], folder: Path) -> None:
+    """Write some images of a store, in this order, as a store of their own; all of them are trained on and scored."""
+    manifest, labels = store.manifest, store.manifest.labels
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", store.images[chosen])
+    write_store(
+        folder,
+        replace(
+            manifest,
+            count=len(chosen),
+            train_count=len(chosen),
+            score_start=0,
+            files=[manifest.files[index] for index in chosen],
+            labels=None if labels is None else [labels[index] for index in chosen],
+        ),
+    )

@@ -1,1 +1,1 @@
-"""What a person looks at: figures as PNG files, and one HTML page with the clusters."""
+"""The report: figures as PNG files, and one HTML page with the clusters."""

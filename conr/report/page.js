@@ -28,7 +28,7 @@ function filter() {
 const orders = {
   size: (a, b) => b.dataset.size - a.dataset.size,
   smallest: (a, b) => a.dataset.size - b.dataset.size,
-  doubt: (a, b) => b.dataset.doubt - a.dataset.doubt,
+  uncertainty: (a, b) => b.dataset.uncertainty - a.dataset.uncertainty,
   number: (a, b) => a.dataset.number - b.dataset.number,
 };
 

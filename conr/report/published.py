@@ -1,43 +1,44 @@
-"""Numbers that others have published, and whether a run may stand beside them.
+"""Published results, and whether a run can be compared with them.
 
-They are in `published.csv`, in percent, an empty field where the source says nothing. They belong in one table with a
+They are in `published.csv`, in percent, an empty field where the source says nothing. They are shown beside a
 run only if the same images were scored, at the same size, in as many clusters, after training on the same ones.
 """
 
 import csv
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 
+from pydantic import BaseModel, ConfigDict
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What decides whether scores can be compared.
+
+class Benchmark(BaseModel):
+    """What decides whether scores can be compared; None where a source does not say.
 
     Attributes:
         dataset: the value of prepare.source.
-        scored_images: images that the scores are taken on.
-        image_size: height and width in pixels.
         protocol: all (train and score on the same images) or held-out.
+        images: how many the scores are taken on.
+        image_size: height and width in pixels.
         imbalance: size of the largest class over that of the smallest in a long-tailed subset; 1 for all images.
         clusters: how many the images are sorted into.
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     dataset: str
-    scored_images: int
-    image_size: int
-    protocol: str
+    protocol: str | None = None
+    images: int | None = None
+    image_size: int | None = None
     imbalance: float
     clusters: int
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published result; None or an empty text where its source does not say.
+class Published(Benchmark):
+    """A published result; None where its source does not say.
 
     Attributes:
         method: its name in the source.
-        dataset, images, protocol, imbalance, image_size, clusters: as in `RunFacts`.
         architecture: the encoder.
         nmi, acc, ari: in percent.
         acc_std: standard deviation of the accuracy over the seeds.
@@ -47,31 +48,36 @@ class Published:
     """
 
     method: str
-    dataset: str
-    images: int | None
-    protocol: str
-    imbalance: float
-    image_size: int | None
-    clusters: int
-    architecture: str
-    nmi: float | None
-    acc: float | None
-    ari: float | None
-    acc_std: float | None
-    seeds: int | None
+    architecture: str | None = None
+    nmi: float | None = None
+    acc: float | None = None
+    ari: float | None = None
+    acc_std: float | None = None
+    seeds: int | None = None
     source: str
     place: str
+
+
+COMPARED: dict[str, Callable[..., str]] = {  # how each is shown
+    "protocol": str,
+    "images": "{:,}".format,
+    "image_size": "{0}×{0}".format,
+    "imbalance": lambda ratio: "none" if ratio == 1 else f"{ratio:g}",
+    "clusters": str,
+}
 
 
 @cache
 def load() -> tuple[Published, ...]:
     """All published results, in the order of the file."""
     lines = (files("conr.report") / "published.csv").read_text(encoding="utf-8").splitlines()
-    return tuple(_result(row) for row in csv.DictReader(lines))
+    return tuple(
+        Published.model_validate({name: value for name, value in row.items() if value}) for row in csv.DictReader(lines)
+    )
 
 
-def beside(run: RunFacts) -> tuple[list[Published], list[str]]:
-    """The published results that may stand beside a run.
+def beside(run: Benchmark) -> tuple[list[Published], list[str]]:
+    """The published results that a run can be compared with.
 
     Returns:
         Those with the same images, image size, protocol, imbalance and clusters. If there are none, what differs from
@@ -87,50 +93,10 @@ def beside(run: RunFacts) -> tuple[list[Published], list[str]]:
     return [], nearest
 
 
-def _differences(run: RunFacts, result: Published) -> list[str]:
-    pairs = {
-        "protocol": (run.protocol, result.protocol),
-        "images": (f"{run.scored_images:,}", "" if result.images is None else f"{result.images:,}"),
-        "image size": (_size(run.image_size), "" if result.image_size is None else _size(result.image_size)),
-        "imbalance": (_imbalance(run.imbalance), _imbalance(result.imbalance)),
-        "clusters": (f"{run.clusters}", f"{result.clusters}"),
-    }
+def _differences(run: Benchmark, result: Published) -> list[str]:
+    """Why a result cannot be compared with a run, in words."""
     return [
-        f"{name}: {here} here, {there or 'not stated'} in the paper"
-        for name, (here, there) in pairs.items()
-        if here != there
+        f"{key.replace('_', ' ')}: {show(here)} here, {'not stated' if there is None else show(there)} in the paper"
+        for key, show in COMPARED.items()
+        if (here := getattr(run, key)) != (there := getattr(result, key))
     ]
-
-
-def _size(pixels: int) -> str:
-    return f"{pixels}×{pixels}"
-
-
-def _imbalance(ratio: float) -> str:
-    return "none" if ratio == 1 else f"{ratio:g}"
-
-
-def _result(row: dict[str, str]) -> Published:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row[name] else None
-
-    def whole(name: str) -> int | None:
-        return int(row[name]) if row[name] else None
-
-    return Published(
-        method=row["method"],
-        dataset=row["dataset"],
-        images=whole("images"),
-        protocol=row["protocol"],
-        imbalance=float(row["imbalance"]),
-        image_size=whole("image_size"),
-        clusters=int(row["clusters"]),
-        architecture=row["architecture"],
-        nmi=number("nmi"),
-        acc=number("acc"),
-        ari=number("ari"),
-        acc_std=number("acc_std"),
-        seeds=whole("seeds"),
-        source=row["source"],
-        place=row["place"],
-    )

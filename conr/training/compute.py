@@ -4,6 +4,7 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,9 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conr.errors import UserError
-from conr.networks import Network
-from conr.progress import Progress
-from conr.views import to_pixels
+from conr.models.siamese import Network, to_pixels
 
 FEATURE_BATCH = 1024
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
@@ -52,7 +51,7 @@ class Compute:
         """A context in which convolutions and products run in the chosen precision."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32)
 
-    def place(self, images: NDArray[np.uint8]) -> Tensor:
+    def load_images(self, images: NDArray[np.uint8]) -> Tensor:
         """The packed images as a tensor: on the device if they take less than half of its free memory."""
         tensor = torch.from_numpy(images)
         if self.device.type == "cuda" and tensor.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
@@ -60,7 +59,7 @@ class Compute:
         return tensor
 
     def batch(self, images: Tensor, indices: Tensor) -> Tensor:
-        """The images at the indices (both wherever `place` put the images), on the device."""
+        """The images at the indices (both wherever `load_images` put the images), on the device."""
         batch = images[indices]
         if batch.device.type != self.device.type:
             batch = batch.pin_memory().to(self.device, non_blocking=True)  # pinned: the host need not wait
@@ -68,8 +67,8 @@ class Compute:
 
 
 @torch.no_grad()
-def clean_features(network: Network, images: Tensor, compute: Compute, progress: Progress, description: str) -> Tensor:
-    """l2-normalised features of all images, not augmented, with the network in evaluation mode.
+def clean_features(network: Network, images: Tensor, compute: Compute) -> Tensor:
+    """l2-normalized features of all images, not augmented, with the network in evaluation mode.
 
     Returns:
         (N, D) float32 on the device.
@@ -80,27 +79,37 @@ def clean_features(network: Network, images: Tensor, compute: Compute, progress:
     training = network.training
     network.eval()
     parts = []
-    with progress(description, len(images)) as advance:
-        for first in range(0, len(images), FEATURE_BATCH):
-            indices = torch.arange(first, min(first + FEATURE_BATCH, len(images)), device=images.device)
-            with compute.autocast():
-                features = network(to_pixels(compute.batch(images, indices)))
-            parts.append(F.normalize(features.float(), dim=1))
-            advance(len(indices))
+    for indices in torch.split(torch.arange(len(images), device=images.device), FEATURE_BATCH):
+        with compute.autocast():
+            features = network(to_pixels(compute.batch(images, indices)))
+        parts.append(F.normalize(features.float(), dim=1))
     network.train(training)
     result = torch.cat(parts)
     if not result.isfinite().all():
         raise UserError(
             "the features of the network are not finite numbers, so its training has diverged. "
-            "Lower optimiser.base_learning_rate, or set precision to float32, and train it again"
+            "Lower optimizer.base_learning_rate, or set precision to float32, and train it again"
         )
     return result
+
+
+def machine(device: torch.device) -> str:
+    """What computes and with which software, such as "NVIDIA H100, torch 2.11.0, Python 3.12.3"."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        facts = Path("/proc/cpuinfo")  # of Linux; platform.processor() does not know the model there
+        lines = facts.read_text().splitlines() if facts.is_file() else []
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = models[0] if models else platform.processor() or platform.machine()
+        name = f"{model}, threads: {torch.get_num_threads()}"
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step; other C libraries are left as they are.
 
-    By default it hands large tensors back to the kernel, which then has to clear every page of the next ones.
+    By default it returns large tensors to the kernel, which then has to clear every page of the next ones.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -1,74 +1,96 @@
-"""The GPU benchmark at toy size: every cell ends, every path is right, and what is finished is not run again."""
+"""The GPU benchmark at toy size: every cell ends, finished ones are kept, and SIGTERM loses none of them."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gpu
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parents[2]
-TABLES = ("device", "step", "parts", "epochs", "numerics", "levers")  # all but the one that needs lightly
+from conr import ModelSpec
 
-
-def bench(state: Path, *arguments: str) -> str:
-    """Run the benchmark at toy size; returns what it printed."""
-    command = [sys.executable, str(ROOT / "bench/gpu.py"), "--toy", "--state", str(state), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+pytestmark = pytest.mark.bench
 
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The state after a run of all tables."""
     folder = tmp_path_factory.mktemp("gpu")
-    assert "0 of 41 cells are missing" in bench(folder, "--tables", *TABLES)
+    gpu.main(["--toy", "--state", str(folder)])
     return folder
 
 
-def test_every_cell_ends_and_every_path_is_right(state: Path) -> None:
-    cells = json.loads((state / "cells.json").read_text())
+def cells_in(state: Path) -> dict[str, Any]:
+    """The finished cells."""
+    return json.loads((state / "cells.json").read_text())
+
+
+def test_every_cell_ends(state: Path) -> None:
+    cells = cells_in(state)
     assert [name for name, cell in cells.items() if "failed" in cell] == []
-    right = {name: cell["right"] for name, cell in cells.items() if name.startswith("numerics")}
-    assert len(right) == 22
-    assert set(right.values()) == {"yes"}
+    assert list(cells) == list(gpu.cells(toy=True))
+    spec = ModelSpec(**gpu.TOYS["toy, 16 px, batch 16"].parameters().network.model_dump())
+    with FlopCounterMode(display=False) as counter:
+        spec.build(seed=0).eval().project(torch.zeros(1, 3, 16, 16))
+    for name in ("stages: toy, 16 px, batch 16, pretrain", "stages: toy, 16 px, batch 16, finetune"):
+        # Two views, through two networks and back through one, which is twice the work of a forward pass.
+        assert cells[name]["GFLOP per image"] == pytest.approx(8 * counter.get_total_flops() / 1e9, rel=0.1)
 
 
 def test_the_parts_of_a_step_add_up(state: Path) -> None:
-    cells = json.loads((state / "cells.json").read_text())
-    for name in ("parts: toy, 16 px, batch 16, pretrain", "parts: toy, 16 px, batch 16, finetune"):
-        shares = {part: share for part, share in cells[name].items() if part.endswith("%")}
+    for stage in ("pretrain", "finetune"):
+        cell = cells_in(state)[f"parts: toy, 16 px, batch 16, {stage}"]
+        shares = {part: share for part, share in cell.items() if part.endswith("%")}
         assert sum(shares.values()) == pytest.approx(100)
         assert all(share >= 0 for share in shares.values())
-        assert (shares["neighbours, %"] > 0) == (shares["boundary, %"] > 0) == name.endswith("finetune")
+        absent = {part for part, share in shares.items() if share == 0}
+        assert absent == (set() if stage == "finetune" else {"neighbors, %", "boundary, %"})
 
 
-def test_finished_cells_are_kept_and_shown(state: Path) -> None:
+def test_finished_cells_are_kept_and_shown(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (state / "cells.json").read_bytes()
-    tables = bench(state, "--tables", *TABLES)
+    gpu.main(["--toy", "--state", str(state)])
     assert (state / "cells.json").read_bytes() == before
-    assert (state / "tables.md").read_text() in tables
-    assert [line[3:] for line in tables.splitlines() if line.startswith("## ")] == list(TABLES)
+    printed = capsys.readouterr().out
+    assert printed.strip() == (state / "tables.md").read_text().strip()
+    shown = [line[3:] for line in printed.splitlines() if line.startswith("## ")]
+    assert shown == list(gpu.TABLES)
 
 
-def test_a_cell_that_is_stopped_is_missing_again(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "bench/gpu.py"), "--toy", "--state", str(tmp_path), "--tables", "numerics"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "cells.json").exists():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.02)
-        assert process.returncode is None, "it ended before its first cell"
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert "the same command goes on" in errors
-    cells = json.loads((tmp_path / "cells.json").read_text())
-    assert len(cells) < 22
-    assert all("failed" not in cell for cell in cells.values())
+def test_a_stopped_cell_is_run_again_and_no_finished_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
 
+    def cell(name: str, act: Callable[[], None] = lambda: None) -> Callable[[], gpu.Row]:
+        def found() -> gpu.Row:
+            calls.append(name)
+            act()
+            return {"s": 1.0}
 
-def test_without_time_nothing_is_started(tmp_path: Path) -> None:
-    assert "41 of 41 cells are missing; go on" in bench(tmp_path, "--minutes", "0", "--tables", *TABLES)
-    assert not (tmp_path / "cells.json").exists()
+        return found
+
+    def stop() -> None:
+        if calls.count("second") == 1:
+            assert cells_in(tmp_path)["device: second"] == gpu.KILLED, "what stays if the process is killed now"
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def fail() -> None:
+        raise RuntimeError("no such kernel\nthe trace")
+
+    cells = {
+        "device: first": cell("first"),
+        "device: second": cell("second", stop),
+        "levers: third": cell("third", fail),
+    }
+    monkeypatch.setattr(gpu, "cells", lambda toy: cells)
+    with pytest.raises(SystemExit, match="run the same command to resume"):
+        gpu.main(["--state", str(tmp_path)])
+    assert list(cells_in(tmp_path)) == ["device: first"]
+    gpu.main(["--state", str(tmp_path)])
+    assert calls == ["first", "second", "second", "third"]
+    assert cells_in(tmp_path)["levers: third"] == {"failed": "RuntimeError: no such kernel"}
+    assert "| third | RuntimeError: no such kernel |" in (tmp_path / "tables.md").read_text()

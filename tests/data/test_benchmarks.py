@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
-from conr.data.imagenet import IMAGENET_10, IMAGENET_DOGS
+from conr.data.imagenet import classes_of
 from conr.data.items import NOT_AN_IMAGE, Source
 from conr.data.sources import open_source
 from conr.errors import UserError
@@ -143,7 +143,7 @@ def test_other_sizes_are_resized(cifar10: Path) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar20", "stl10", "imagenet10", "imagenet-dogs", "tiny-imagenet"])
 @pytest.mark.parametrize("kind", ["folder", "parent", "csv"])
 def test_data_sets_refuse_the_labels_of_a_folder(tmp_path: Path, name: str, kind: str) -> None:
-    with pytest.raises(UserError, match=rf"prepare\.labels: {kind} does not go with prepare\.source: {name}"):
+    with pytest.raises(UserError, match=rf"^prepare\.labels: {kind} .*prepare\.source: {name}"):
         opened(name, tmp_path, labels=kind)
 
 
@@ -234,7 +234,7 @@ def stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("protocol", "train_count", "score_start"), [("all", 15, 7), ("held-out", 12, 12)])
-def test_stl10_is_unlabelled_then_training_then_test_images(
+def test_stl10_is_unlabeled_then_training_then_test_images(
     stl10: Path, protocol: str, train_count: int, score_start: int
 ) -> None:
     source = opened("stl10", stl10, protocol=protocol, image_size=96)
@@ -242,7 +242,7 @@ def test_stl10_is_unlabelled_then_training_then_test_images(
     expected = [STL10_CLASSES[number - 1] for number in STL_LABELS["train"] + STL_LABELS["test"]]
     assert labels(source) == [None] * 7 + expected
     assert (source.train_count, source.score_start) == (train_count, score_start)
-    assert [source.items[number].file for number in (0, 7, 12)] == ["unlabelled/000000", "train/000000", "test/000000"]
+    assert [source.items[number].file for number in (0, 7, 12)] == ["unlabeled/000000", "train/000000", "test/000000"]
 
 
 def test_stl10_without_labels_still_scores_the_same_images(stl10: Path) -> None:
@@ -252,13 +252,13 @@ def test_stl10_without_labels_still_scores_the_same_images(stl10: Path) -> None:
 
 
 def test_stl10_has_no_long_tail(stl10: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare\.imbalance: 5 .* but 7 of 15 images to train on have none in STL-10"):
+    with pytest.raises(UserError, match=r"^prepare\.imbalance: 5 .* 7 of 15 .*STL-10"):
         opened("stl10", stl10, imbalance=5.0)
 
 
 def test_stl10_without_the_names_of_its_classes(stl10: Path) -> None:
     (stl10 / "stl10_binary/class_names.txt").unlink()
-    with pytest.raises(UserError, match=r"prepare\.root: .*class_names\.txt is missing; unpack http.*stl10_binary"):
+    with pytest.raises(UserError, match=r"^prepare\.root: .*class_names\.txt .*http.*stl10_binary"):
         opened("stl10", stl10)
 
 
@@ -276,7 +276,7 @@ each_download = pytest.mark.parametrize(("name", "folder", "module", "write", "r
 def test_missing_files_are_named_with_the_key_that_fetches_them(
     tmp_path: Path, name: str, folder: str, module: str, write: Any, reader: Any, count: int
 ) -> None:
-    message = rf"prepare\.root: {tmp_path} does not hold the folder {folder} .* prepare\.download: true fetches it"
+    message = rf"^prepare\.root: {tmp_path} .* {folder} .*prepare\.download: true"
     with pytest.raises(UserError, match=message):
         opened(name, tmp_path)
 
@@ -286,14 +286,14 @@ def test_files_with_other_checksums_are_refused(
     tmp_path: Path, name: str, folder: str, module: str, write: Any, reader: Any, count: int
 ) -> None:
     write(tmp_path)
-    with pytest.raises(UserError, match=rf"files of .* in {tmp_path}/{folder} are missing or damaged \(wrong checksum"):
+    with pytest.raises(UserError, match=rf"{tmp_path}/{folder} .*\(wrong checksum"):
         opened(name, tmp_path)
 
 
 @pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
 def test_a_single_missing_file_is_noticed(cifar10: Path, file: str) -> None:
     (cifar10 / "cifar-10-batches-py" / file).unlink()
-    with pytest.raises(UserError, match=r"are missing or damaged .* prepare\.download: true"):
+    with pytest.raises(UserError, match=r"damaged .*prepare\.download: true"):
         opened("cifar10", cifar10)
 
 
@@ -338,7 +338,7 @@ def test_a_failed_download_says_what_to_do(
         raise error
 
     monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", download)
-    with pytest.raises(UserError, match=r"prepare\.download: .* cannot be fetched from http.*check the network"):
+    with pytest.raises(UserError, match=r"^prepare\.download: .*http.*network"):
         opened(name, tmp_path, download=True)
 
 
@@ -347,24 +347,25 @@ def test_a_damaged_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.
         raise RuntimeError("File not found or corrupted.")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", download)
-    with pytest.raises(UserError, match=r"are missing or damaged \(wrong checksum\)"):
+    with pytest.raises(UserError, match=r"\(wrong checksum\)"):
         opened("cifar10", tmp_path, download=True)
 
 
 # ImageNet
 
-COLOURS = {wnid: (20 * number, 250 - 20 * number, 7) for number, wnid in enumerate(IMAGENET_10)}
+IMAGENET_10, IMAGENET_DOGS = classes_of("imagenet10"), classes_of("imagenet-dogs")
+COLORS = {wnid: (20 * number, 250 - 20 * number, 7) for number, wnid in enumerate(IMAGENET_10)}
 
 
-def write_jpeg(path: Path, colour: tuple[int, int, int] = (9, 9, 9)) -> None:
+def write_jpeg(path: Path, color: tuple[int, int, int] = (9, 9, 9)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 30), colour).save(path, "JPEG", quality=95)
+    Image.new("RGB", (40, 30), color).save(path, "JPEG", quality=95)
 
 
 def write_imagenet10(train: Path) -> None:
-    for wnid, colour in COLOURS.items():
+    for wnid, color in COLORS.items():
         for number in (10, 2):
-            write_jpeg(train / wnid / f"{wnid}_{number}.JPEG", colour)
+            write_jpeg(train / wnid / f"{wnid}_{number}.JPEG", color)
     write_jpeg(train / "n01440764/n01440764_1.JPEG")  # a class of ImageNet that is not one of the ten
 
 
@@ -376,8 +377,8 @@ def test_imagenet10_in_each_layout(tmp_path: Path, layout: str) -> None:
     files = [f"{wnid}/{wnid}_{number}.JPEG" for wnid in IMAGENET_10 for number in (10, 2)]
     assert [item.file.partition("/")[2] for item in source.items] == files
     assert (source.name, source.train_count, source.score_start) == ("ImageNet-10", 20, 0)
-    for item, colour in zip(source.items[::2], COLOURS.values(), strict=True):
-        np.testing.assert_allclose(item.read()[16, 16], colour, atol=3)
+    for item, color in zip(source.items[::2], COLORS.values(), strict=True):
+        np.testing.assert_allclose(item.read()[16, 16], color, atol=3)
     assert source.items[0].read().shape == (32, 32, 3)
 
 
@@ -413,10 +414,10 @@ def test_imagenet_held_out_has_the_validation_images_beside_the_training_folder(
 
 def test_validation_images_that_are_not_sorted_by_class(tmp_path: Path) -> None:
     write_imagenet10(tmp_path / "train")
-    with pytest.raises(UserError, match=rf"held-out needs the validation images in .* {tmp_path}/val does not exist"):
+    with pytest.raises(UserError, match=rf"^prepare\.protocol: held-out .* {tmp_path}/val does not exist"):
         opened("imagenet10", tmp_path, protocol="held-out")
     write_jpeg(tmp_path / "val/ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(UserError, match=rf"images sorted by class, but {tmp_path}/val has no folder of a class"):
+    with pytest.raises(UserError, match=rf"^prepare\.protocol: held-out .* {tmp_path}/val has no folder"):
         opened("imagenet10", tmp_path, protocol="held-out")
 
 
@@ -433,7 +434,7 @@ def test_missing_classes_are_named_once(tmp_path: Path) -> None:
 
 
 def test_a_tree_without_any_class_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"prepare\.root: {tmp_path} holds no class of ImageNet-Dogs: neither train/"):
+    with pytest.raises(UserError, match=rf"^prepare\.root: {tmp_path} .*ImageNet-Dogs: .*train/"):
         opened("imagenet-dogs", tmp_path)
 
 
@@ -489,13 +490,13 @@ def test_tiny_imagenet_held_out(tiny: Path) -> None:
     assert (source.train_count, source.score_start) == (8, 8)
 
 
-def test_tiny_imagenet_without_words_is_labelled_by_wnid(tiny: Path) -> None:
+def test_tiny_imagenet_without_words_is_labeled_by_wnid(tiny: Path) -> None:
     (tiny / "tiny-imagenet-200/words.txt").unlink()
     assert labels(opened("tiny-imagenet", tiny))[::2] == ["n01443537", "n01629819", "n02012849", "n03126707"]
 
 
 def test_tiny_imagenet_that_is_not_there(tmp_path: Path) -> None:
-    message = rf"prepare\.root: {tmp_path} does not hold the folder tiny-imagenet-200 .*unpack http"
+    message = rf"^prepare\.root: {tmp_path} .*tiny-imagenet-200 .*http"
     with pytest.raises(UserError, match=message):
         opened("tiny-imagenet", tmp_path)
 
@@ -503,12 +504,12 @@ def test_tiny_imagenet_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["val_0.JPEG n01443537", "val_0.JPEG\tn00000000\t0\t1\t2\t3"])
 def test_tiny_imagenet_with_a_damaged_table(tiny: Path, line: str) -> None:
     (tiny / "tiny-imagenet-200/val/val_annotations.txt").write_text(line + "\n")
-    with pytest.raises(UserError, match=r"val_annotations\.txt: a line does not name a file and the wnid of a class"):
+    with pytest.raises(UserError, match=r"val_annotations\.txt: .*wnid"):
         opened("tiny-imagenet", tiny, protocol="held-out")
 
 
 def test_tiny_imagenet_without_its_table(tiny: Path) -> None:
     (tiny / "tiny-imagenet-200/val/val_annotations.txt").unlink()
-    with pytest.raises(UserError, match=r"prepare\.protocol: held-out needs .*val_annotations\.txt"):
+    with pytest.raises(UserError, match=r"^prepare\.protocol: held-out .*val_annotations\.txt"):
         opened("tiny-imagenet", tiny, protocol="held-out")
     assert len(opened("tiny-imagenet", tiny).items) == 8

@@ -25,8 +25,8 @@ def noise(height: int = 12, width: int = 12, seed: int = 0) -> NDArray[np.uint8]
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def flat(colour: tuple[int, int, int], size: int = 16) -> Image.Image:
-    return Image.new("RGB", (size, size), colour)
+def flat(color: tuple[int, int, int], size: int = 16) -> Image.Image:
+    return Image.new("RGB", (size, size), color)
 
 
 def saved(path: Path, image: Image.Image, **options: object) -> Path:
@@ -69,7 +69,7 @@ def test_a_file_may_hold_another_format_than_its_name_says(tmp_path: Path) -> No
     np.testing.assert_array_equal(decode(path, 12, "crop"), pixels)
 
 
-def test_a_large_jpeg_is_shrunk_to_its_own_colours(tmp_path: Path) -> None:
+def test_a_large_jpeg_is_shrunk_to_its_own_colors(tmp_path: Path) -> None:
     left_right = Image.new("RGB", (512, 512), (250, 10, 10))
     left_right.paste((10, 10, 250), (256, 0, 512, 512))
     pixels = decode(saved(tmp_path / "image.jpg", left_right), 8, "crop")
@@ -102,10 +102,10 @@ def test_small_jpegs_are_not_opened_by_pillow(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
-def test_grey_becomes_three_equal_channels(tmp_path: Path, mode: str) -> None:
-    grey = noise()[:, :, 0]
-    path = saved(tmp_path / "image.png", Image.fromarray(grey).convert(mode))
-    np.testing.assert_array_equal(decode(path, 12, "crop"), np.repeat(grey[:, :, None], 3, axis=2))
+def test_gray_becomes_three_equal_channels(tmp_path: Path, mode: str) -> None:
+    gray = noise()[:, :, 0]
+    path = saved(tmp_path / "image.png", Image.fromarray(gray).convert(mode))
+    np.testing.assert_array_equal(decode(path, 12, "crop"), np.repeat(gray[:, :, None], 3, axis=2))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
@@ -121,12 +121,12 @@ def test_transparency_is_laid_on_white(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(found, expected)
 
 
-def test_transparent_grey_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparent_gray_is_laid_on_white(tmp_path: Path) -> None:
     image = Image.merge("LA", (Image.new("L", (8, 8), 40), Image.new("L", (8, 8), 0)))
     assert decode(saved(tmp_path / "image.png", image), 8, "crop").min() == 255
 
 
-def test_a_palette_gives_its_colours_and_its_transparent_entry_white(tmp_path: Path) -> None:
+def test_a_palette_gives_its_colors_and_its_transparent_entry_white(tmp_path: Path) -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.paste(0, (0, 0, 4, 8))
@@ -138,7 +138,7 @@ def test_a_palette_gives_its_colours_and_its_transparent_entry_white(tmp_path: P
     np.testing.assert_array_equal(decode(path, 8, "crop"), expected)
 
 
-def test_a_cmyk_jpeg_keeps_its_colours(tmp_path: Path) -> None:
+def test_a_cmyk_jpeg_keeps_its_colors(tmp_path: Path) -> None:
     path = saved(tmp_path / "image.jpg", flat((200, 100, 50)).convert("CMYK"), quality=95)
     with Image.open(path) as image:
         assert image.mode == "CMYK"
@@ -273,8 +273,8 @@ def test_pad_adds_black_above_and_below(wide: Path) -> None:
 def test_stretch_keeps_all_three_squares(wide: Path) -> None:
     pixels = decode(wide, 24, "stretch")
     for third in range(3):
-        colour = [255 if channel == third else 0 for channel in range(3)]
-        np.testing.assert_array_equal(pixels[:, 8 * third + 3 : 8 * third + 5], np.broadcast_to(colour, (24, 2, 3)))
+        color = [255 if channel == third else 0 for channel in range(3)]
+        np.testing.assert_array_equal(pixels[:, 8 * third + 3 : 8 * third + 5], np.broadcast_to(color, (24, 2, 3)))
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
@@ -322,7 +322,7 @@ def test_text_is_no_image(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "image.png", flat((0, 0, 0), size=64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImageError, match="more pixels than can be decoded safely"):
+    with pytest.raises(UnreadableImageError, match=r"^more pixels"):
         decode(path, 8, "crop")
 
 

@@ -134,7 +134,7 @@ def test_without_imbalance_everything_stays() -> None:
 
 
 def test_a_long_tail_needs_labels() -> None:
-    message = r"prepare\.imbalance: 20 draws a subset by the labels; set prepare\.labels to dataset"
+    message = r"^prepare\.imbalance: 20 .*prepare\.labels .*dataset"
     with pytest.raises(UserError, match=message):
         digits(labels="none", imbalance=20.0)
 
@@ -163,13 +163,15 @@ def test_a_long_tail_of_a_folder(folder: Path) -> None:
 
 
 def test_a_long_tail_of_a_folder_needs_labels(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"set prepare\.labels to folder, parent or csv, or imbalance to 1"):
+    with pytest.raises(
+        UserError, match=r"^prepare\.imbalance: .*prepare\.labels .*folder, parent or csv.* imbalance .*1"
+    ):
         of_folder(folder)
 
 
 def test_a_long_tail_needs_the_labels_of_all_images(folder: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "loose.png")
-    with pytest.raises(UserError, match=r"prepare\.imbalance: .* but 1 of 25 images to train on have none"):
+    with pytest.raises(UserError, match=r"^prepare\.imbalance: .* 1 of 25 "):
         of_folder(folder, labels="parent")
 
 
@@ -180,7 +182,7 @@ def test_labels_of_the_test_part_are_not_needed(folder: Path) -> None:
 
 
 def test_one_class_has_no_tail(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"prepare\.imbalance: .* needs two classes or more"):
+    with pytest.raises(UserError, match=r"^prepare\.imbalance: .* 1$"):
         of_folder(folder / "train/ant", labels="csv", labels_file=write_table(folder / "train/ant"))
 
 

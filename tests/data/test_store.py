@@ -35,7 +35,7 @@ def broken() -> NDArray[np.uint8]:
 def source(
     labels: Sequence[str | None], torn: Sequence[int] = (), train_count: int | None = None, score_start: int = 0
 ) -> Source:
-    """A source of one item a label, some of which cannot be read; all are trained on and scored unless told."""
+    """A source of one item a label, some of which cannot be read; all are trained on and scored by default."""
     items = [
         Item(f"file-{number}", label, broken if number in torn else partial(image, number))
         for number, label in enumerate(labels)
@@ -154,7 +154,9 @@ def test_a_real_folder_is_packed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_store(tmp_path / "store").images, np.stack([image(n) for n in range(3)]))
     assert manifest.files == ["ant/a.png", "cat/b.png", "cat/c.png"]
     assert manifest.labels == [0, 1, 1]
-    assert manifest.skipped == [("cat/torn.png", "not an image, whatever its name says")]
+    ((file, reason),) = manifest.skipped
+    assert file == "cat/torn.png"
+    assert "not an image" in reason
 
 
 def test_a_store_can_be_indexed_without_being_changed_on_disk(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_parts_and_moments_are_those_of_the_images_that_can_be_read(
 @pytest.mark.parametrize(("torn", "purpose"), [([0, 1], "train on"), ([2, 3], "score")])
 def test_a_part_of_broken_images_only_is_an_error(tmp_path: Path, torn: list[int], purpose: str) -> None:
     settings = Prepare(image_size=SIZE, protocol="held-out", max_broken=0.5)
-    with pytest.raises(UserError, match=rf"a test: no image to {purpose} can be read"):
+    with pytest.raises(UserError, match=rf"^a test: .* {purpose} .*prepare\.protocol: all"):
         pack(source([None] * 4, torn, train_count=2, score_start=2), settings, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
@@ -275,7 +277,7 @@ def test_exactly_the_share_that_is_accepted_is_accepted(
 
 
 def test_nothing_but_broken_images_is_an_error_whatever_is_accepted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"4 of 4 images cannot be read"):
+    with pytest.raises(UserError, match=r"^a test: 4 of 4 .*prepare\.max_broken"):
         pack(source([None] * 4, torn=range(4)), Prepare(image_size=SIZE, max_broken=1.0), tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
@@ -299,7 +301,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{tmp_path}/store does not exist; run conr prepare"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/store .*conr prepare"):
         open_store(tmp_path / "store")
 
 
@@ -307,21 +309,31 @@ def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
 def test_truncated_pixels_are_noticed(folder: Path, size: int) -> None:
     path = folder / "images.npy"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=f"{folder} is not a whole store"):
+    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
+        open_store(folder)
+
+
+@pytest.mark.parametrize("shape", [b"(4, 5, 5, 3 ", b"(4, 5, 5,.", b"(4, 5, 5))"])
+def test_a_damaged_header_is_noticed(folder: Path, shape: bytes) -> None:
+    path = folder / "images.npy"
+    content = path.read_bytes()
+    start = content.index(b"(")
+    path.write_bytes(content[:start] + shape + content[start + len(shape) :])
+    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
         open_store(folder)
 
 
 @pytest.mark.parametrize("name", ["images.npy", "manifest.json"])
 def test_a_missing_part_is_noticed(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(UserError, match=rf"{folder} is not a whole store .*{name}"):
+    with pytest.raises(UserError, match=rf"^{folder} .*{name}.*conr prepare"):
         open_store(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"skipped": []}', "null"])
 def test_a_manifest_that_is_none_is_noticed(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=f"{folder} is not a whole store"):
+    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
         open_store(folder)
 
 
@@ -329,13 +341,13 @@ def test_a_manifest_that_is_none_is_noticed(folder: Path, content: str) -> None:
 def test_a_manifest_of_other_pixels_is_noticed(folder: Path, key: str, value: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
-    with pytest.raises(UserError, match=rf"{folder}: images\.npy holds .* its manifest says"):
+    with pytest.raises(UserError, match=rf"^{folder}: images\.npy .*conr prepare"):
         open_store(folder)
 
 
 def test_pixels_of_another_type_are_noticed(folder: Path) -> None:
     np.save(folder / "images.npy", np.zeros((4, SIZE, SIZE, 3), dtype=np.float32))
-    with pytest.raises(UserError, match=rf"{folder}: images\.npy holds .* float32"):
+    with pytest.raises(UserError, match=rf"^{folder}: images\.npy .* float32"):
         open_store(folder)
 
 
@@ -346,7 +358,7 @@ def test_pixels_of_another_type_are_noticed(folder: Path) -> None:
 def test_a_manifest_of_impossible_parts_is_noticed(folder: Path, key: str, value: object) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
-    with pytest.raises(UserError, match=rf"{folder} is not a whole store .* delete it and run conr prepare again"):
+    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
         open_store(folder)
 
 
@@ -354,5 +366,5 @@ def test_a_store_of_an_older_version_is_noticed(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["train_count"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=rf"{folder} is not a whole store .*train_count.* run conr prepare again"):
+    with pytest.raises(UserError, match=rf"^{folder} .*train_count.*conr prepare"):
         open_store(folder)

@@ -11,22 +11,22 @@ from conr.report import figures
 from conr.report.figures import Row
 
 PRETRAIN: list[Row] = [
-    {"epoch": 1, "loss": -1.0, "spread": None},
-    {"epoch": 2, "loss": -1.5, "spread": 0.8, "acc": 0.5, "nmi": 0.4, "ari": 0.3},
+    {"epoch": 1, "loss": -1.0, "feature_std": None},
+    {"epoch": 2, "loss": -1.5, "feature_std": 0.8, "acc": 0.5, "nmi": 0.4, "ari": 0.3},
 ]
 FINETUNE: list[Row] = [
     {
         "epoch": 3,
         "loss": -1.2,
-        "spread": 0.9,
-        "balance": 0.7,
-        "kept_fraction": 0.8,
+        "feature_std": 0.9,
+        "size_entropy": 0.7,
+        "candidate_fraction": 0.8,
         "acc": 0.6,
-        "neighbour_purity": 0.5,
+        "neighbor_purity": 0.5,
     },
-    {"epoch": 4, "loss": float("nan"), "spread": 0.9, "balance": 0.9, "kept_fraction": 1.0, "acc": 0.9},
+    {"epoch": 4, "loss": float("nan"), "feature_std": 0.9, "size_entropy": 0.9, "candidate_fraction": 1.0, "acc": 0.9},
 ]
-LABEL_KEYS = ("acc", "nmi", "ari", "neighbour_purity")
+LABEL_KEYS = ("acc", "nmi", "ari", "neighbor_purity")
 
 
 def without_labels(rows: list[Row]) -> list[Row]:
@@ -40,14 +40,14 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def share_of(pixels: np.ndarray, colour: str) -> float:
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+def share_of(pixels: np.ndarray, color: str) -> float:
+    wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
     return float((np.abs(pixels.astype(int) - wanted).max(axis=-1) <= 2).mean())
 
 
-class TestTrainingCurves:
+class TestTraining:
     def test_panels_hold_the_measured_values(self) -> None:
-        loss, scores, neighbourhood = figures.training_figure(PRETRAIN, FINETUNE).axes
+        loss, scores, neighborhood = figures.training_figure(PRETRAIN, FINETUNE).axes
         curves = [line.get_xydata().tolist() for line in loss.lines if len(line.get_xdata())]
         assert curves[:2] == [[[1, -1.0], [2, -1.5]], [[3, -1.2]]]
         accuracy = [line.get_xydata().tolist() for line in scores.lines if to_hex(line.get_color()) == "#0072b2"]
@@ -57,7 +57,7 @@ class TestTrainingCurves:
             "NMI, last 0.4",
             "ARI, last 0.3",
         ]
-        assert "neighbours" in neighbourhood.get_legend().get_texts()[1].get_text()
+        assert "neighbors" in neighborhood.get_legend().get_texts()[1].get_text()
 
     def test_connr_starts_at_a_line(self) -> None:
         for axes in figures.training_figure(PRETRAIN, FINETUNE).axes:
@@ -67,8 +67,8 @@ class TestTrainingCurves:
     def test_without_labels_the_health_of_the_clusters_is_shown(self) -> None:
         _, health, _ = figures.training_figure(without_labels(PRETRAIN), without_labels(FINETUNE)).axes
         assert [text.get_text() for text in health.get_legend().get_texts()] == [
-            "balance of the cluster sizes, last 0.9",
-            "spread of the embeddings, last 0.9",
+            "size entropy, last 0.9",
+            "feature std, last 0.9",
         ]
 
     @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ class TestTrainingCurves:
         self, pretrain: list[Row], finetune: list[Row], panels: int, tmp_path: Path
     ) -> None:
         assert len(figures.training_figure(pretrain, finetune).axes) == panels
-        figures.training_curves(pretrain, finetune, tmp_path / "curves.png")
+        figures.save(figures.training_figure(pretrain, finetune), tmp_path / "curves.png")
         assert read(tmp_path / "curves.png").shape[1] == 8 * figures.DPI
 
     def test_file_shows_the_curves(self, tmp_path: Path) -> None:
-        figures.training_curves(PRETRAIN, FINETUNE, tmp_path / "curves.png")
+        figures.save(figures.training_figure(PRETRAIN, FINETUNE), tmp_path / "curves.png")
         pixels = read(tmp_path / "curves.png")
-        assert all(share_of(pixels, colour) > 1e-4 for colour in (figures.BLUE, figures.ORANGE, figures.GREEN))
+        assert all(share_of(pixels, color) > 1e-4 for color in (figures.BLUE, figures.ORANGE, figures.GREEN))
 
 
 class TestClusterSizes:
@@ -110,12 +110,12 @@ class TestClusterSizes:
         sizes = np.arange(clusters)
         (axes,) = figures.sizes_figure(sizes).axes
         assert len(axes.texts) == (clusters if named else 0)
-        figures.cluster_sizes(sizes, tmp_path / "sizes.png")
+        figures.save(figures.sizes_figure(sizes), tmp_path / "sizes.png")
         assert 150 < read(tmp_path / "sizes.png").shape[0] < 2000
 
-    def test_longer_bars_colour_more_of_the_file(self, tmp_path: Path) -> None:
-        figures.cluster_sizes(np.array([100, 100, 100]), tmp_path / "equal.png")
-        figures.cluster_sizes(np.array([100, 20, 20]), tmp_path / "unequal.png")
+    def test_longer_bars_color_more_of_the_file(self, tmp_path: Path) -> None:
+        figures.save(figures.sizes_figure(np.array([100, 100, 100])), tmp_path / "equal.png")
+        figures.save(figures.sizes_figure(np.array([100, 20, 20])), tmp_path / "unequal.png")
         equal, unequal = (share_of(read(tmp_path / name), figures.BLUE) for name in ("equal.png", "unequal.png"))
         assert unequal / equal == pytest.approx(140 / 300, rel=0.05)
 
@@ -141,40 +141,42 @@ class TestConfusion:
         assert not axes.texts
         assert len(axes.get_xticks()) <= figures.MOST_TICKS
         assert max(len(tick.get_text()) for tick in axes.get_yticklabels()) <= 24
-        figures.confusion(table, names, list(range(200)), tmp_path / "confusion.png")
+        figures.save(figures.confusion_figure(table, names, list(range(200))), tmp_path / "confusion.png")
         assert share_of(read(tmp_path / "confusion.png"), "#08306b") > 1e-3  # the diagonal
 
 
-class TestEmbeddingMap:
+class TestMap:
     def test_numbers_stand_at_the_medians(self) -> None:
         points = np.array([[0, 0], [2, 0], [100, 0], [5, 5], [7, 7], [6, 6]], dtype=np.float32)
         (axes,) = figures.map_figure(points, np.array([3, 3, 3, 8, 8, 8])).axes
-        places = {text.get_text(): text.get_position() for text in axes.texts}
-        assert places == {"3": (2, 0), "8": (6, 6)}
+        positions = {text.get_text(): text.get_position() for text in axes.texts}
+        assert positions == {"3": (2, 0), "8": (6, 6)}
 
-    def test_points_carry_the_colour_of_their_cluster(self) -> None:
+    def test_points_carry_the_color_of_their_cluster(self) -> None:
         points = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
         clusters = np.repeat([0, 1, 2], 20)
         (axes,) = figures.map_figure(points, clusters).axes
         drawn = axes.collections[0]
-        colours = {
-            tuple(np.float32(place)): to_hex(colour[:3])
-            for place, colour in zip(drawn.get_offsets(), drawn.get_facecolors(), strict=True)
+        colors = {
+            tuple(np.float32(position)): to_hex(color[:3])
+            for position, color in zip(drawn.get_offsets(), drawn.get_facecolors(), strict=True)
         }
         for point, cluster in zip(points, clusters, strict=True):
-            assert colours[tuple(point)] == figures.CLUSTER_COLOURS[cluster].lower()
+            assert colors[tuple(point)] == figures.CLUSTER_COLORS[cluster].lower()
 
-    def test_repeated_colours_lie_far_apart(self) -> None:
+    def test_repeated_colors_lie_far_apart(self) -> None:
         line = np.stack([np.arange(40), np.zeros(40)], axis=1).astype(np.float32)
-        colours = figures.map_colours(line)
-        assert set(colours) == set(figures.CLUSTER_COLOURS)
-        for colour in colours:
-            assert np.diff([i for i, other in enumerate(colours) if other == colour]).min() > 3
+        colors = figures.map_colors(line)
+        assert set(colors) == set(figures.CLUSTER_COLORS)
+        for color in colors:
+            assert np.diff([i for i, other in enumerate(colors) if other == color]).min() > 3
 
     def test_two_hundred_clusters(self, tmp_path: Path) -> None:
         generator = np.random.default_rng(0)
         clusters = generator.permutation(np.arange(1000) % 200)
-        figures.embedding_map(generator.normal(size=(1000, 2)).astype(np.float32), clusters, tmp_path / "map.png")
+        figures.save(
+            figures.map_figure(generator.normal(size=(1000, 2)).astype(np.float32), clusters), tmp_path / "map.png"
+        )
         assert share_of(read(tmp_path / "map.png"), "#000000") > 0.001  # the numbers
 
 
@@ -199,7 +201,7 @@ class TestGallery:
     def test_small_images_keep_hard_pixels_in_the_file(self, tmp_path: Path) -> None:
         images = np.zeros((1, 8, 8, 3), dtype=np.uint8)
         images[0, ::2] = (200, 30, 60)
-        figures.gallery(images, [[0]], tmp_path / "gallery.png")
+        figures.save(figures.gallery_figure(images, [[0]]), tmp_path / "gallery.png")
         pixels = read(tmp_path / "gallery.png")
         striped = (pixels == (200, 30, 60)).all(axis=-1)
         assert striped.sum() == 48 * 48 / 2  # no blended pixel between the stripes
@@ -214,6 +216,6 @@ class TestGallery:
 
 def test_the_same_figure_is_the_same_file(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
-        figures.cluster_sizes(np.array([3, 1]), tmp_path / name)
+        figures.save(figures.sizes_figure(np.array([3, 1])), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]

@@ -1,38 +1,37 @@
 """File names are bytes: those that are no UTF-8 stop neither the console nor the results."""
 
-import csv
-import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from project import run_conr, write_params
+from project import BIN, run_stages, table, tiny, write_params
 
-from conr.parameters import EvaluateStage
-from conr.progress import silent
+from conr.files import write_json
+from conr.pipeline.workspace import RECORD, Record, Workspace
 from conr.training.log import write_log
-from stages import evaluate, params_file
-from stages.paths import (
-    ASSIGNMENTS,
-    EMBEDDED,
-    EMBEDDINGS,
-    FINETUNE_LOG,
-    PLOTS,
-    PRETRAIN_LOG,
-    PRETRAINED_EMBEDDINGS,
-    REPORT,
-)
 
 LATIN = os.fsdecode("Käfer".encode("latin-1"))
 IMAGES = 24
+PARAMETERS: dict[str, Any] = {
+    "prepare.source": "folder",
+    "prepare.path": "photos",
+    "prepare.labels": "folder",
+    "clusters": 2,
+    "k": 2,
+    "k1": 4,
+    "pretrain.batch_size": 12,
+    "finetune.batch_size": 12,
+    "evaluate.context": 12,
+}
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Photos in two folders, which are their labels: the name of one is no UTF-8. The current folder."""
-    monkeypatch.chdir(tmp_path)
+def photos(tmp_path: Path) -> Path:
+    """A project with photos in two folders, which are their labels: the name of one is no UTF-8."""
     generator = np.random.default_rng(0)
     for label in ("Ameise", LATIN):
         try:
@@ -43,39 +42,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number:02}.png")
     (tmp_path / "photos" / LATIN / "notes.txt").touch()
-    write_params(
-        tmp_path,
-        {
-            "prepare": {"source": "folder", "path": "photos", "labels": "folder"},
-            "clusters": 2,
-            "k": 2,
-            "k1": 4,
-            "pretrain": {"batch_size": 12},
-            "finetune": {"batch_size": 12},
-            "evaluate": {"context": 12},
-        },
-    )
+    write_params(tmp_path, PARAMETERS)
     return tmp_path
 
 
-def test_the_console_and_all_results_take_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in a locale such as en_US.UTF-8
-    packed = run_conr(project, "prepare")
+def test_the_console_and_all_results_take_them(photos: Path) -> None:
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in a locale such as en_US.UTF-8
+    command = [str(BIN / "conr"), "prepare"]
+    packed = subprocess.run(command, cwd=photos, env=strict, capture_output=True, text=True, timeout=300, check=False)
     assert packed.returncode == 0, packed.stderr
     assert "  K\\udce4fer/notes.txt: not an image file" in packed.stdout
 
-    units = np.repeat(np.eye(2, 16, dtype=np.float32), IMAGES // 2, axis=0)
-    EMBEDDINGS.parent.mkdir()
-    for path in (EMBEDDINGS, PRETRAINED_EMBEDDINGS):
-        np.save(path, units)
-    EMBEDDED.write_text(json.dumps({"seeds": [0], "precision": "float32", "encoder": ""}))
-    for log in (PRETRAIN_LOG, FINETUNE_LOG):
-        log.parent.mkdir()
+    workspace = Workspace.at(photos)
+    write_json(workspace.embedded / RECORD, Record(seeds=[0], made_from={"encoder": ""}, precision="float32"))
+    for path in (workspace.embeddings(), workspace.embeddings(0)):
+        np.save(path, np.repeat(np.eye(2, 16, dtype=np.float32), IMAGES // 2, axis=0))
+    for log in (workspace.pretrained.log, workspace.finetuned(0).log):
         write_log(log, [{"epoch": 1, "loss": 1.0}])
-    params = params_file.validated(params_file.read())
-    evaluate.run(params_file.view_of(EvaluateStage, params), silent)
-    assert ASSIGNMENTS.read_bytes().count("Käfer".encode("latin-1") + b"/") == IMAGES // 2
-    with (PLOTS / "confusion.csv").open(encoding="utf-8") as file:
-        pairs = [(row["label"], row["cluster"]) for row in csv.DictReader(file)]
+    run_stages(workspace, tiny(PARAMETERS), "evaluate")
+    assert workspace.assignments.read_bytes().count("Käfer".encode("latin-1") + b"/") == IMAGES // 2
+    pairs = [(row["label"], row["cluster"]) for row in table(workspace.plots / "confusion.csv")]
     assert sorted(pairs) == [("Ameise", "Ameise")] * (IMAGES // 2) + [("K\\udce4fer", "K\\udce4fer")] * (IMAGES // 2)
-    assert "K?fer" in REPORT.read_text(encoding="utf-8")
+    assert "K?fer" in workspace.report.read_text(encoding="utf-8")

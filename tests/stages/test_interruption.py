@@ -1,4 +1,4 @@
-"""A training stage that is stopped goes on where it was, and ends as if it had never been stopped."""
+"""A training stage that is stopped resumes where it was, and ends as if it had never been stopped."""
 
 import signal
 import subprocess
@@ -6,20 +6,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from project import BIN, run_conr, write_params
+from project import BIN, run_conr, run_stages, tiny, write_params
 
-EPOCHS = {"pretrain": {"epochs": 6}, "finetune": {"epochs": 4}}
+from conr.pipeline.workspace import Workspace
+
+EPOCHS = {"pretrain.epochs": 5, "finetune.epochs": 3}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after both training stages."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    write_params(folder, EPOCHS)
-    for stage in ("prepare", "pretrain", "finetune"):
-        result = run_conr(folder, stage)
-        assert result.returncode == 0, result.stderr
-    return folder
+def undisturbed(packed: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """After both training stages, in this process."""
+    workspace = Workspace.at(tmp_path_factory.mktemp("undisturbed"))
+    workspace.borrow(packed, "artifacts/store")
+    run_stages(workspace, tiny(EPOCHS), "pretrain", "finetune")
+    return workspace
 
 
 def stop_after_first_epoch(folder: Path, stage: str, with_signal: int) -> subprocess.Popen[str]:
@@ -50,34 +50,27 @@ def stop_after_first_epoch(folder: Path, stage: str, with_signal: int) -> subpro
         ("finetune", signal.SIGTERM, 143),
     ],
 )
-def test_a_stopped_stage_goes_on_and_ends_with_the_same_weights(
-    undisturbed: Path, tmp_path: Path, stage: str, with_signal: int, code: int
+def test_a_stopped_stage_resumes_and_ends_with_the_same_weights(
+    undisturbed: Workspace, workspace: Workspace, stage: str, with_signal: int, code: int
 ) -> None:
-    write_params(tmp_path, EPOCHS)
-    (tmp_path / "artifacts").mkdir()
-    for needed in ("store", "pretrain") if stage == "finetune" else ("store",):
-        (tmp_path / "artifacts" / needed).symlink_to(undisturbed / "artifacts" / needed)
-
-    stopped = stop_after_first_epoch(tmp_path, stage, with_signal)
+    write_params(workspace.root, EPOCHS)
+    if stage == "finetune":
+        workspace.borrow(undisturbed, "artifacts/pretrain")
+    weights, expected = (
+        run.pretrained.weights if stage == "pretrain" else run.finetuned(0).weights for run in (workspace, undisturbed)
+    )
+    stopped = stop_after_first_epoch(workspace.root, stage, with_signal)
     assert stopped.returncode == code
-    weights = f"artifacts/{stage}/weights.safetensors"
-    assert not (tmp_path / weights).exists()
+    assert not weights.exists()
     if with_signal != signal.SIGKILL:
         assert stopped.stderr is not None
-        assert "the same command goes on after the last saved epoch" in stopped.stderr.read()
+        message = "Error: stopped; run the same command to resume after the last saved epoch\n"
+        assert stopped.stderr.read() == message
 
-    result = run_conr(tmp_path, stage)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / weights).read_bytes() == (undisturbed / weights).read_bytes()
-    assert not list((tmp_path / ".conr/checkpoints").iterdir()), "a finished run leaves no checkpoint"
-
-
-def test_changed_parameters_do_not_resume(undisturbed: Path, tmp_path: Path) -> None:
-    write_params(tmp_path, EPOCHS)
-    (tmp_path / "artifacts").mkdir()
-    (tmp_path / "artifacts/store").symlink_to(undisturbed / "artifacts/store")
-    stop_after_first_epoch(tmp_path, "pretrain", signal.SIGINT)
-    result = run_conr(tmp_path, "pretrain", "--seed", "1", "--epochs", "1")
-    assert result.returncode == 0, result.stderr
-    assert len((tmp_path / "artifacts/pretrain/log.csv").read_text().splitlines()) == 2
-    assert len(list((tmp_path / ".conr/checkpoints").iterdir())) == 1, "the other run's checkpoint is still there"
+    if with_signal == signal.SIGINT:
+        result = run_conr(workspace.root, stage)
+        assert result.returncode == 0, result.stderr
+    else:  # in this process, which need not load PyTorch again
+        run_stages(workspace, tiny(EPOCHS), stage)
+    assert weights.read_bytes() == expected.read_bytes()
+    assert not any(workspace.checkpoint("").iterdir()), "a finished run leaves no checkpoint"

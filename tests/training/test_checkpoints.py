@@ -1,63 +1,17 @@
-"""What a checkpoint and a weights file give back, and what a failed write leaves behind."""
+"""What a checkpoint gives back, what a failed write leaves behind, and what names a run."""
 
 import errno
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
-import conr
-from conr import hosts
-from conr.errors import UserError
 from conr.files import atomic_file
-from conr.networks import Siamese
 from conr.training import checkpoints
-from conr.training.checkpoints import Checkpoint, fingerprint, load_weights, save_weights
-from conr.training.model import build
-
-DESCRIPTION = {
-    "architecture": "resnet18",
-    "width": 4,
-    "stem": "cifar",
-    "hidden": 16,
-    "dimension": 8,
-    "bn_group": 0,
-    "predictor_deviation": 0.01,
-    "framework": "byol",
-    "mean": [0.1, 0.2, 0.3],
-    "std": [0.4, 0.5, 0.6],
-}
-
-
-def used_model(description: dict[str, Any]) -> Siamese:
-    """A network that has seen images and whose target lags behind."""
-    torch.manual_seed(0)
-    model = build(description)
-    model(torch.rand(8, 3, 8, 8), torch.rand(8, 3, 8, 8), torch.Generator().manual_seed(0))
-    model.project(torch.rand(8, 3, 8, 8))
-    with torch.no_grad():
-        for parameter in model.online.parameters():
-            parameter.mul_(1.1)
-    model.update_target(0.5)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def model() -> Siamese:
-    return used_model(DESCRIPTION)
-
-
-@pytest.fixture
-def weights(model: Siamese, tmp_path: Path) -> Path:
-    path = tmp_path / "deeper" / "model.safetensors"
-    save_weights(path, model, DESCRIPTION)
-    return path
+from conr.training.checkpoints import Checkpoint, fingerprint, syntax
 
 
 def same(a: Any, b: Any) -> bool:
@@ -182,141 +136,109 @@ def test_fingerprint_changes_with_any_part(changed: tuple[object, ...]) -> None:
     ("file", "counts"),
     [
         ("training/loop.py", True),
-        ("evaluation.py", True),
-        ("hosts/export.py", True),
+        ("refinement/group.py", True),
+        ("evaluation/scores.py", True),
+        ("frameworks/another.py", True),
+        ("data/store.py", True),
+        ("data/pack.py", False),
         ("report/page.py", False),
-        ("export.py", False),
-        ("neighbour_study.py", False),
-        ("quantisation.py", False),
+        ("embedding/export.py", False),
+        ("pipeline/report.py", False),
+        ("files.py", False),
     ],
 )
 def test_fingerprint_changes_with_the_source_code_that_a_training_depends_on(
     file: str, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conr, "__file__", str(tmp_path / "__init__.py"))
-    source = tmp_path / file
-    source.parent.mkdir(exist_ok=True)
-    source.write_text("rate = 1\n")
-    before = fingerprint(*PARTS)
-    source.write_text("rate = 2\n")
-    assert (fingerprint(*PARTS) != before) == counts
+    names = {}
+    for change, content in {"before": "scale = 1\n", "comment": "scale = 1  # once\n", "code": "scale = 2\n"}.items():
+        (tmp_path / change / "data").mkdir(parents=True)
+        (tmp_path / change / "data/store.py").write_text("")
+        source = tmp_path / change / file
+        source.parent.mkdir(exist_ok=True)
+        source.write_text(content)
+        monkeypatch.setattr(checkpoints, "CODE", tmp_path / change)
+        names[change] = fingerprint(*PARTS)
+    assert names["comment"] == names["before"]
+    assert (names["code"] != names["before"]) == counts
 
 
-def test_weights_come_back_with_their_description_and_identical_outputs(model: Siamese, weights: Path) -> None:
-    loaded, description = load_weights(weights)
-    assert description == DESCRIPTION
-    assert same(dict(loaded.state_dict()), dict(model.state_dict()))
-    images = torch.rand(4, 3, 8, 8)
-    loaded.eval()
-    assert torch.equal(loaded.project(images), model.project(images))
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(
-        loaded(images, images, generator).predictions[0], model(images, images, generator).predictions[0]
-    )
-    assert not torch.equal(loaded.project(images), loaded.online(images))
-    assert [path.name for path in weights.parent.iterdir()] == ["model.safetensors"]
+# The syntax tree
+
+SOURCE = '''"""A module."""
+
+import math
+from math import pi  # which is a number
+
+FACTOR = 2.5
 
 
-@pytest.mark.parametrize("bn_group", [0, 4])
-@pytest.mark.parametrize("framework", hosts.names())
-def test_weights_of_every_host_come_back(framework: str, bn_group: int, tmp_path: Path) -> None:
-    description = DESCRIPTION | {"framework": framework, "bn_group": bn_group}
-    model = used_model(description)
-    save_weights(tmp_path / "weights.safetensors", model, description)
-    loaded, found = load_weights(tmp_path / "weights.safetensors")
-    assert found == description
-    assert same(dict(loaded.state_dict()), dict(model.state_dict()))
-    assert [(name, type(part)) for name, part in loaded.named_modules()] == [
-        (name, type(part)) for name, part in model.named_modules()
-    ]
-    assert (loaded.moving_average, loaded.shuffles_target) == (model.moving_average, model.shuffles_target)
+class Circle(object):
+    """A class."""
+
+    name = "circle"
+
+    def area(self, radius: float = 1.0, *, scale=1):
+        """A method."""
+        if radius < 0:
+            raise ValueError(f"{radius} is negative")
+        return scale * pi * radius**2
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1000])
+async def wait(seconds):
+    """Only this."""
 
 
-def cut_header(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:100])
+def quoted():
+    text = """no docstring"""
+    return text
+'''
+
+SAME = {
+    "a comment": SOURCE.replace("FACTOR = 2.5", "# Of everything.\nFACTOR = 2.5  # half of five"),
+    "another comment": SOURCE.replace("# which is a number", "# which is none"),
+    "blank lines": SOURCE.replace("\n\n\n", "\n\n\n\n").replace("        if", "\n        if"),
+    "the docstring of the module": SOURCE.replace("A module.", "Something else."),
+    "the docstring of a class": SOURCE.replace("A class.", "Something\n    else."),
+    "the docstring of a method": SOURCE.replace("A method.", "Something else."),
+    "the docstring of a coroutine": SOURCE.replace("Only this.", "And that."),
+    "no docstring": SOURCE.replace('"""A module."""\n', "").replace('        """A method."""\n', ""),
+    "quotes": SOURCE.replace('"circle"', "'circle'"),
+    "layout": SOURCE.replace("scale * pi * radius**2", "(scale * pi\n            * radius ** 2)"),
+}
+OTHER = {
+    "a number": SOURCE.replace("2.5", "2.50001"),
+    "an operator": SOURCE.replace("< 0", "<= 0"),
+    "a text": SOURCE.replace('"circle"', '"round"'),
+    "a text in three quotes": SOURCE.replace("no docstring", "still none"),
+    "part of a message": SOURCE.replace("is negative", "is below 0"),
+    "a name": SOURCE.replace("FACTOR", "SCALE"),
+    "a default": SOURCE.replace("= 1.0", "= 2.0"),
+    "an annotation": SOURCE.replace("radius: float", "radius: int"),
+    "a keyword": SOURCE.replace("*, scale", "scale"),
+    "a base": SOURCE.replace("(object)", ""),
+    "a decorator": SOURCE.replace("    def area", "    @staticmethod\n    def area"),
+    "an import": SOURCE.replace("import math\n", ""),
+    "an alias": SOURCE.replace("import pi ", "import pi as pi "),
+    "the order": SOURCE.replace("import math\nfrom math import pi", "from math import pi\nimport math"),
+    "the nesting": SOURCE.replace("        return scale", "            return scale"),
+    "a coroutine": SOURCE.replace("async def", "def"),
+    "one more statement": SOURCE + "quoted()\n",
+}
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+@pytest.mark.parametrize("change", SAME)
+def test_comments_docstrings_and_layout_do_not_count(change: str) -> None:
+    assert SAME[change] != SOURCE
+    assert syntax(SAME[change]) == syntax(SOURCE)
 
 
-def write_text(path: Path) -> None:
-    path.write_text("These are no weights, but a text that is longer than a header. " * 5)
+@pytest.mark.parametrize("change", OTHER)
+def test_any_other_change_of_code_counts(change: str) -> None:
+    assert OTHER[change] != SOURCE
+    assert syntax(OTHER[change]) != syntax(SOURCE)
 
 
-def drop_description(path: Path) -> None:
-    safetensors.torch.save_file({"w": torch.zeros(3)}, path)
-
-
-def use_foreign_description(path: Path) -> None:
-    safetensors.torch.save_file({"w": torch.zeros(3)}, path, metadata={"network": '{"layers": 3}'})
-
-
-def garble_description(path: Path) -> None:
-    safetensors.torch.save_file({"w": torch.zeros(3)}, path, metadata={"network": "{"})
-
-
-def use_unknown_architecture(path: Path) -> None:
-    tensors = safetensors.torch.load_file(path)
-    description = json.dumps(DESCRIPTION | {"architecture": "vit"})
-    safetensors.torch.save_file(tensors, path, metadata={"network": description})
-
-
-def use_unknown_framework(path: Path) -> None:
-    tensors = safetensors.torch.load_file(path)
-    description = json.dumps(DESCRIPTION | {"framework": "dino"})
-    safetensors.torch.save_file(tensors, path, metadata={"network": description})
-
-
-def drop_the_framework(path: Path) -> None:
-    tensors = safetensors.torch.load_file(path)
-    description = json.dumps({name: value for name, value in DESCRIPTION.items() if name != "framework"})
-    safetensors.torch.save_file(tensors, path, metadata={"network": description})
-
-
-def drop_a_tensor(path: Path) -> None:
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = safetensors.torch.load_file(path)
-    tensors.pop("predictor.0.weight")
-    safetensors.torch.save_file(tensors, path, metadata=metadata)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        cut_header,
-        empty,
-        write_text,
-        drop_description,
-        use_foreign_description,
-        garble_description,
-        use_unknown_architecture,
-        use_unknown_framework,
-        drop_the_framework,
-        drop_a_tensor,
-    ],
-)
-def test_damaged_or_foreign_weights_are_an_error_that_names_the_file(
-    damage: Callable[[Path], None], weights: Path
-) -> None:
-    damage(weights)
-    with pytest.raises(UserError, match=r"model\.safetensors is not a whole conr weights file"):
-        load_weights(weights)
-
-
-def test_missing_weights_are_an_error_that_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.safetensors does not exist"):
-        load_weights(tmp_path / "nowhere.safetensors")
-
-
-def test_failure_while_saving_weights_leaves_the_old_file(model: Siamese, weights: Path) -> None:
-    before = weights.read_bytes()
-    with pytest.raises(TypeError):
-        save_weights(weights, model, {"network": object()})
-    assert weights.read_bytes() == before
+def test_no_two_modules_of_conr_have_the_same_syntax() -> None:
+    files = [file for file in checkpoints.CODE.rglob("*.py") if file.name != "__init__.py"]
+    assert len({syntax(file.read_text(encoding="utf-8")) for file in files}) == len(files) > 50

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from conr.errors import UserError
-from conr.networks import Encoder, Network, mlp
-from conr.progress import silent
+from conr.models.heads import mlp
+from conr.models.resnet import Encoder
+from conr.models.siamese import Network, to_pixels
 from conr.training import compute as module
-from conr.training.compute import Compute, clean_features
-from conr.views import to_pixels
+from conr.training.compute import Compute, clean_features, machine
 
 PLAIN = Compute(torch.device("cpu"), torch.float32)
 
@@ -31,7 +31,7 @@ def random_images(count: int) -> NDArray[np.uint8]:
 
 def test_clean_features_are_unit_outputs_in_evaluation_mode(network: Network) -> None:
     images = torch.from_numpy(random_images(20))
-    features = clean_features(network, images, PLAIN, silent, "features")
+    features = clean_features(network, images, PLAIN)
     with torch.no_grad():
         expected = F.normalize(network.eval()(to_pixels(images)), dim=1)
     assert features.dtype == torch.float32
@@ -43,7 +43,7 @@ def test_clean_features_are_unit_outputs_in_evaluation_mode(network: Network) ->
 def test_clean_features_leave_the_network_as_it_was(network: Network, training: bool) -> None:
     network.train(training)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    clean_features(network, torch.from_numpy(random_images(20)), PLAIN, silent, "features")
+    clean_features(network, torch.from_numpy(random_images(20)), PLAIN)
     assert network.training is network.encoder.training is training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -52,25 +52,25 @@ def test_clean_features_keep_the_order_of_images_over_several_batches(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.from_numpy(random_images(20))
-    at_once = clean_features(network, images, PLAIN, silent, "features")
+    at_once = clean_features(network, images, PLAIN)
     monkeypatch.setattr(module, "FEATURE_BATCH", 7)
-    in_parts = clean_features(network, images, PLAIN, silent, "features")
+    in_parts = clean_features(network, images, PLAIN)
     torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
 
 
 def test_broken_weights_are_an_error_that_says_what_to_do(network: Network) -> None:
     with torch.no_grad():
         network.projector[3].bias.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"not finite .*optimiser\.base_learning_rate"):
-        clean_features(network, torch.from_numpy(random_images(4)), PLAIN, silent, "features")
+    with pytest.raises(UserError, match=r"not finite .*optimizer\.base_learning_rate.* precision "):
+        clean_features(network, torch.from_numpy(random_images(4)), PLAIN)
 
 
 def test_bfloat16_features_are_close_to_those_in_float32(network: Network) -> None:
     images = torch.from_numpy(random_images(20))
-    exact = clean_features(network, images, PLAIN, silent, "features")
+    exact = clean_features(network, images, PLAIN)
     half = Compute.choose("cpu", "bfloat16")
     assert half.precision == torch.bfloat16
-    rounded = clean_features(network, images, half, silent, "features")
+    rounded = clean_features(network, images, half)
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, exact)
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
@@ -87,12 +87,18 @@ def test_automatic_precision_is_one_of_the_two() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_an_error_only_if_asked_for() -> None:
     assert Compute.choose("auto", "float32").device.type == "cpu"
-    with pytest.raises(UserError, match=r"^device: cuda was asked for"):
+    with pytest.raises(UserError, match=r"^device: cuda .*--device"):
         Compute.choose("cuda", "float32")
 
 
 def test_batch_holds_the_images_at_the_indices() -> None:
     images = random_images(10)
-    placed = PLAIN.place(images)
+    loaded = PLAIN.load_images(images)
     indices = torch.tensor([7, 0, 7])
-    assert np.array_equal(PLAIN.batch(placed, indices).numpy(), images[[7, 0, 7]])
+    assert np.array_equal(PLAIN.batch(loaded, indices).numpy(), images[[7, 0, 7]])
+
+
+def test_the_machine_is_named_with_its_software() -> None:
+    described = machine(torch.device("cpu"))
+    assert f", threads: {torch.get_num_threads()}, torch {torch.__version__}, Python 3." in described
+    assert not described.startswith(",")

@@ -1,31 +1,32 @@
 """The training step on a GPU, without one: PyTorch's fake tensors know devices and shapes, and refuse to be read."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
+from small_networks import small_spec
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conr.hosts import host_class, names
-from conr.parameters import Finetune, FinetuneStage, Host, Neighbourhood, Optimiser, Pretrain, PretrainStage, Views
-from conr.progress import Advance
+from conr.frameworks import names
+from conr.observer import Observer
+from conr.parameters import FinetuneStage, Optimizer, PretrainStage, Views
+from conr.parameters.groups import Finetune, Framework, Neighborhood, Pretrain
+from conr.refinement.objective import Refinement
 from conr.training import loop
 from conr.training.compute import Compute
-from conr.training.group import GroupConcordance
-from conr.training.instance import InstanceConcordance
-from conr.training.loop import Objective, Recipe, train
-from conr.training.model import build
+from conr.training.loop import Recipe, train
+from conr.training.objective import Context, Objective
+from conr.training.pretraining import Pretraining
 
 GPU = torch.device("cuda")
 BATCH, STEPS, CLUSTERS = 8, 2, 4
-SHARED: dict[str, Any] = {"optimiser": Optimiser(warmup_epochs=0), "views": Views(rotation=10.0)}
-GROUP_TERMS = {"instance": 0.5, "scattering": 0.1, "boost": 0.1, "boost_neighbours": 2}
+SHARED: dict[str, Any] = {"optimizer": Optimizer(warmup_epochs=0), "views": Views(rotation=10.0)}
+GROUP_TERMS = {"instance": 0.5, "scattering": 0.1, "boost": 0.1, "boost_neighbors": 2}
 
 
 class StepsDoneError(Exception):
@@ -53,32 +54,33 @@ class NoTransfers(TorchDispatchMode):
         return result
 
 
-@contextmanager
-def some_steps(description: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """A progress that ends training before the epoch does: reading the loss once an epoch is allowed."""
-    count = itertools.count(1)
+class SomeSteps(Observer):
+    """Ends training before the epoch does: reading the loss once an epoch is allowed."""
 
-    def advance(amount: int, note: str = "") -> None:
-        if next(count) == STEPS:
+    def __init__(self) -> None:
+        self.count = itertools.count(1)
+
+    def step_done(self, amount: int = 1, note: str = "") -> None:
+        if next(self.count) == STEPS:
             raise StepsDoneError
-
-    yield advance
 
 
 def train_on_gpu(
-    monkeypatch: pytest.MonkeyPatch, framework: str, objective: Callable[..., Objective], noise: float = 0.0
+    monkeypatch: pytest.MonkeyPatch,
+    framework: str,
+    objective: Callable[[Context], Objective],
+    noise_std: float = 0.0,
 ) -> None:
     """Some steps of `train`, as if on a GPU; raises `StepsDoneError` if nothing waits for it or leaves it."""
     monkeypatch.setattr(loop, "epoch_generator", lambda *_: torch.Generator())
-    description = {"architecture": "resnet18", "width": 4, "stem": "cifar", "hidden": 16, "dimension": 8}
-    description |= {"bn_group": 0, "predictor_deviation": 0.01, "framework": framework}
-    recipe = Recipe("step", 0, 1, 0, BATCH, 0.2, 1.0, 1.0, SHARED["optimiser"], SHARED["views"], noise)
-    model = build(description | {"mean": [0.5] * 3, "std": [0.25] * 3})
+    settings = Pretrain(epochs=1, batch_size=BATCH, crop_scale=0.2, predictor_lr_scale=1.0)
+    recipe = Recipe("step", 0, settings, **SHARED, noise_std=noise_std)
+    model, observer = small_spec(framework=framework).build(), SomeSteps()
     with FakeTensorMode(), GPU:
         _move(model)
         images = torch.zeros((STEPS + 1) * BATCH, 8, 8, 3, dtype=torch.uint8)
-        compute = Compute(GPU, torch.float32)
-        prepared = objective(model, images, compute, host_class(framework)(Host(queue=16)))
+        context = Context(model, images, None, Compute(GPU, torch.float32), observer)
+        prepared = objective(context)
 
         def backward(loss: Tensor) -> None:  # autograd's engine wants a real GPU; what it runs is PyTorch's own
             assert loss.requires_grad
@@ -87,7 +89,7 @@ def train_on_gpu(
 
         monkeypatch.setattr(Tensor, "backward", backward)
         with OnGpu(), NoTransfers():
-            train(model, images, prepared, recipe, compute, NoCheckpoint(), some_steps)
+            train(prepared, recipe, NoCheckpoint())
 
 
 class NoCheckpoint:
@@ -99,34 +101,37 @@ class NoCheckpoint:
 
 @pytest.mark.parametrize("framework", names())
 def test_no_step_of_pretraining_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch, framework: str) -> None:
-    def objective(model: Any, images: Tensor, compute: Compute, host: Any) -> Objective:
-        parameters = PretrainStage(**SHARED, pretrain=Pretrain(scattering=0.1, prototypes=CLUSTERS))
-        made = InstanceConcordance(model, images, compute, parameters, host, None)
-        _give_clusters(made, len(images))
-        made.start_epoch = _scatter(made)  # type: ignore[method-assign]
+    def objective(context: Context) -> Objective:
+        settings = Pretrain(scattering=0.1, prototypes=CLUSTERS)
+        parameters = PretrainStage(**SHARED, framework=Framework(name=framework, queue=16), pretrain=settings)
+        made = Pretraining(context, parameters)
+        _give_clusters(made, len(context.images))
+        assert [term.name for term in made.terms] == ["instance", "scattering"]
         return made
 
     with pytest.raises(StepsDoneError):
-        train_on_gpu(monkeypatch, framework, objective, noise=0.001)
+        train_on_gpu(monkeypatch, framework, objective, noise_std=0.001)
 
 
-@pytest.mark.parametrize(("framework", "neighbours"), [*((name, "conaff") for name in names()), ("byol", "local")])
+@pytest.mark.parametrize(("framework", "neighbors"), [*((name, "conaff") for name in names()), ("byol", "local")])
 def test_no_step_of_group_concordance_waits_for_the_gpu(
-    monkeypatch: pytest.MonkeyPatch, framework: str, neighbours: str
+    monkeypatch: pytest.MonkeyPatch, framework: str, neighbors: str
 ) -> None:
-    def objective(model: Any, images: Tensor, compute: Compute, host: Any) -> Objective:
+    def objective(context: Context) -> Objective:
         parameters = FinetuneStage(
             **SHARED,
             clusters=CLUSTERS,
             k=4,
             k1=4,
             k2=2,
-            neighbourhood=Neighbourhood(neighbours=neighbours),
+            framework=Framework(name=framework, queue=16),
+            neighborhood=Neighborhood(neighbors=neighbors),
             finetune=Finetune(**GROUP_TERMS),
         )
-        made = GroupConcordance(model, images, compute, parameters, host, None)
-        made.label_tensor = torch.zeros(len(images), dtype=torch.int64)
-        _give_clusters(made, len(images))
+        made = Refinement(context, parameters)
+        assert [term.name for term in made.terms] == ["group", "instance", "scattering", "boost"]
+        made.terms[0].labels = torch.zeros(len(context.images), dtype=torch.int64)  # type: ignore[attr-defined]
+        _give_clusters(made, len(context.images))
         return made
 
     with pytest.raises(StepsDoneError):
@@ -146,14 +151,14 @@ def test_no_step_of_group_concordance_waits_for_the_gpu(
 def test_the_check_finds_what_waits(
     monkeypatch: pytest.MonkeyPatch, wait: Callable[[Tensor], object], error: type[Exception]
 ) -> None:
-    class Waiting(InstanceConcordance):
+    class Waiting(Pretraining):
         def loss(self, outputs: Any, indices: Tensor) -> Tensor:
             loss = super().loss(outputs, indices)
             wait(loss.detach())
             return loss
 
-    def objective(model: Any, images: Tensor, compute: Compute, host: Any) -> Objective:
-        return Waiting(model, images, compute, PretrainStage(**SHARED), host, None)
+    def objective(context: Context) -> Objective:
+        return Waiting(context, PretrainStage(**SHARED))
 
     with pytest.raises(error) as found:
         train_on_gpu(monkeypatch, "byol", objective)
@@ -170,13 +175,8 @@ def _move(model: nn.Module) -> None:
             module._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-def _give_clusters(objective: Any, count: int) -> None:
+def _give_clusters(objective: Objective, count: int) -> None:
+    """Clusters, and no k-means: it reads how far it has come."""
     objective.pseudo_labels.centroids = torch.zeros(CLUSTERS, 8)
     objective.pseudo_labels.assignments = torch.zeros(count, dtype=torch.int64)
-
-
-def _scatter(objective: InstanceConcordance) -> Callable[[int], None]:
-    def start_epoch(epoch: int) -> None:
-        objective.scattering = 0.1
-
-    return start_epoch
+    objective.pseudo_labels.update = lambda: torch.empty(0)  # type: ignore[method-assign]

@@ -1,0 +1,149 @@
+"""An opened encoder, and the embeddings of many images through it, on all cores."""
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from conr.errors import UserError, one_line
+from conr.files import ArrayWriter, atomic_file
+from conr.observer import SILENT, Observer
+from conr.processes import cores
+
+INPUT, OUTPUT = "images", "embeddings"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Images in a batch, up to 32 pixels; of larger ones fewer, so that a batch takes no more memory.
+BATCH = {PROVIDERS["cpu"]: 128, PROVIDERS["cuda"]: 512}
+
+
+def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
+    """Open an ONNX file, on exactly the device asked for.
+
+    On the CPU a call computes in one thread: `infer` makes as many calls as there are cores, which was as fast as all
+    cores on one batch for a ResNet-18 in float32, and faster in int8 and for small layers.
+
+    Args:
+        path: the .onnx file.
+        device: "cpu", "cuda", or "auto" for CUDA if this onnxruntime can use it and the file is no int8 one.
+
+    Raises:
+        UserError: the file is missing or damaged, an int8 one on CUDA, or onnxruntime would silently run it elsewhere.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run conr extract first")
+    if device == "auto":
+        with suppress(UserError):
+            return open_session(path, "cuda")
+        return open_session(path, "cpu")
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(
+            f"device: {device} was asked for, but this onnxruntime has no {provider} (onnxruntime-gpu has it); "
+            "use --device cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    if device == "cpu":
+        options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        precision = properties(session).precision
+    except Exception as error:  # onnxruntime raises classes of its own that share no public base
+        raise UserError(f"{path} is not a whole ONNX file ({one_line(error)}); run conr extract again") from error
+    if session.get_providers()[0] != provider:
+        raise UserError(
+            f"onnxruntime fell back from {provider} to {session.get_providers()[0]}; use --device cpu, or repair its "
+            "CUDA installation"
+        )
+    if device == "cuda" and precision == "int8":
+        raise UserError(f"{path} is an int8 encoder, which is for CPUs; use --device cpu")
+    return session
+
+
+class Properties(BaseModel):
+    """What an encoder was made for, stored beside its graph; None and "float32" in a file that is not conr's.
+
+    Attributes:
+        image_size: height and width of its images.
+        fit: how an image that is not square becomes so.
+        precision: number format, float32 or int8.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    image_size: int | None = None
+    fit: str | None = None
+    precision: str = "float32"
+
+
+def properties(session: onnxruntime.InferenceSession) -> Properties:
+    """What `conr.embedding.export.export` stored beside the graph."""
+    return Properties.model_validate_json(session.get_modelmeta().custom_metadata_map.get("conr", "{}"))
+
+
+def infer(
+    session: onnxruntime.InferenceSession, arrays: Iterable[NDArray[np.uint8]]
+) -> Generator[NDArray[np.float32], None, None]:
+    """Embeddings of all images in order, several batches at a time in threads (onnxruntime releases Python's lock).
+
+    While the caller uses a result or makes the next array the threads continue, but no further than two batches each:
+    memory does not depend on the number of images. An error of a batch comes where its result would. Close the
+    generator (`contextlib.closing`) to end the threads where it may be left early.
+
+    Args:
+        session: an opened encoder.
+        arrays: each (N, S, S, 3) uint8, memory-mapped or not; a thread reads what is not in memory yet.
+
+    Yields:
+        (B, D) float32 unit vectors of B images.
+    """
+
+    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        rows: NDArray[np.float32] = session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
+        return rows
+
+    provider = session.get_providers()[0]
+    workers = cores() if provider == PROVIDERS["cpu"] else 2
+    waiting: deque[Future[NDArray[np.float32]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for images in arrays:
+            size = max(1, min(BATCH[provider], BATCH[provider] * 32**2 // images.shape[1] ** 2))
+            for first in range(0, len(images), size):
+                waiting.append(pool.submit(run, images[first : first + size]))
+                if len(waiting) == 2 * workers:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def embed(
+    session: onnxruntime.InferenceSession,
+    images: NDArray[np.uint8],
+    path: Path,
+    observer: Observer = SILENT,
+    name: str = "embed",
+) -> None:
+    """Write the (N, D) float32 embeddings of (N, S, S, 3) uint8 images to an .npy file.
+
+    Reading, inference and writing overlap. The observer is notified of every batch, in a task of that name.
+    """
+    dimension = session.get_outputs()[0].shape[1]
+    with (
+        atomic_file(path) as temporary,
+        temporary.open("wb") as file,
+        observer.task(name, len(images)),
+        closing(infer(session, [images])) as results,
+    ):
+        writer = ArrayWriter(file, (dimension,), np.float32)
+        for rows in results:
+            writer.append(rows)
+            observer.step_done(len(rows))
+        writer.close()

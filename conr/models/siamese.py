@@ -1,0 +1,160 @@
+"""The two networks of BYOL and ConNR: online (with a predictor), and target, its moving average."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conr.models.resnet import Encoder
+
+Pair = tuple[Tensor, Tensor]  # one of each view
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Turn (B, H, W, 3) uint8 into (B, 3, H, W) float32 in [0, 1], without a change of memory layout."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+class Network(nn.Module):
+    """Encoder and projector: F_o or F_t of the paper. It carries the pixel statistics that its images need.
+
+    Args:
+        encoder: from images to pooled features.
+        projector: from pooled features to the features that are clustered.
+        mean, std: per channel, of pixels scaled to [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projector: nn.Module,
+        mean: Iterable[float] = (0.5, 0.5, 0.5),
+        std: Iterable[float] = (0.25, 0.25, 0.25),
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (B, 3, H, W) images with pixels in [0, 1] to (B, D) features, not yet normalized."""
+        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.projector(self.encoder(normalized))
+        return features
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the networks make of two views of a batch: for each view a (B, D) tensor.
+
+    The losses compare directions. Each pair is normalized once, here, when a loss first asks for it.
+
+    Attributes:
+        projections: online features F_o(v).
+        predictions: online predictions q(F_o(v)).
+        targets: target features F_t(v), without gradient.
+    """
+
+    projections: Pair
+    predictions: Pair
+    targets: Pair
+
+    @cached_property
+    def unit_projections(self) -> Pair:
+        """Projections of unit length, float32."""
+        return _unit(self.projections)
+
+    @cached_property
+    def unit_predictions(self) -> Pair:
+        """Predictions of unit length, float32."""
+        return _unit(self.predictions)
+
+    @cached_property
+    def unit_targets(self) -> Pair:
+        """Targets of unit length, float32, without gradient."""
+        return _unit(self.targets)
+
+
+class Siamese(nn.Module):
+    """The two networks of BYOL: online (with a predictor) and target, which follows it and takes no gradient.
+
+    Args:
+        network: the online network; the target starts as its copy.
+        predictor: from features to predictions.
+        moving_average: the target is a moving average; if False it is the online network itself (SimSiam).
+        shuffles_target: the target sees the samples of a batch in another order than the online network, so that
+            groups of batch-norm statistics differ. Outputs keep the order of the batch.
+    """
+
+    def __init__(
+        self, network: Network, predictor: nn.Module, moving_average: bool = True, shuffles_target: bool = False
+    ) -> None:
+        super().__init__()
+        self.online = network
+        self.predictor = predictor
+        self.target = copy.deepcopy(network).requires_grad_(False)
+        self.moving_average = moving_average
+        self.shuffles_target = shuffles_target
+
+    def forward(self, first: Tensor, second: Tensor, generator: torch.Generator, noise_std: float = 0.0) -> Outputs:
+        """Features, predictions and targets of two views.
+
+        Args:
+            first, second: (B, 3, H, W) in [0, 1].
+            generator: of the noise and of the target's order.
+            noise_std: standard deviation of what is added to the online features before the predictor.
+        """
+        projections = self.online(first), self.online(second)
+        inputs = [
+            features if noise_std == 0 else _with_noise(features, noise_std, generator) for features in projections
+        ]
+        predictions = self.predictor(inputs[0]), self.predictor(inputs[1])
+        if not self.moving_average:
+            targets = projections[0].detach(), projections[1].detach()
+        elif self.shuffles_target:
+            order = torch.randperm(len(first), device=first.device, generator=generator)
+            targets = self._project_in_order(first, order), self._project_in_order(second, order)
+        else:
+            targets = self.project(first), self.project(second)
+        return Outputs(projections, predictions, targets)
+
+    @torch.no_grad()
+    def project(self, images: Tensor) -> Tensor:
+        """Target features F_t(v), (B, D), of images (B, 3, H, W) in [0, 1]; no gradient."""
+        features: Tensor = self.target(images)
+        return features
+
+    def _project_in_order(self, images: Tensor, order: Tensor) -> Tensor:
+        features = self.project(images[order])
+        return torch.empty_like(features).index_copy_(0, order, features)
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Move every target parameter θ' to momentum · θ' + (1 − momentum) · θ.
+
+        A moving average does not change batch-norm statistics: the target collects its own from the views it sees. A
+        target that is the online network copies everything.
+        """
+        if not self.moving_average:
+            torch._foreach_copy_(list(self.target.state_dict().values()), list(self.online.state_dict().values()))
+            return
+        target = [parameter.data for parameter in self.target.parameters()]
+        online = [parameter.data for parameter in self.online.parameters()]
+        torch._foreach_lerp_(target, online, 1 - momentum)
+
+
+def _unit(pair: Pair) -> Pair:
+    return F.normalize(pair[0].float(), dim=1), F.normalize(pair[1].float(), dim=1)
+
+
+def _with_noise(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(features.shape, device=features.device, generator=generator)
+    return features + std * noise

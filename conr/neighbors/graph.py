@@ -1,0 +1,217 @@
+"""Contextually affinitive neighbors among all samples of a data set, as products of sparse matrices.
+
+It runs on the CPU, in memory that grows with the number of samples and not with its square.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import faiss
+import numpy as np
+import scipy.sparse as sparse
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from sklearn.preprocessing import normalize
+
+from conr.neighbors.nearest import BLOCK, largest
+from conr.neighbors.settings import ConAff, check_count
+from conr.observer import SILENT, Observer
+
+ROWS = 4096  # samples of one step of a loop over a data set
+PRODUCTS = 2**22  # multiplications of one block of sparse retrieval: its affinities fill at most 50 MB
+
+
+def conaff_graph(
+    features: NDArray[np.float32],
+    k: int,
+    settings: ConAff,
+    *,
+    neighbors: NDArray[np.int64] | None = None,
+    observer: Observer = SILENT,
+) -> NDArray[np.int64]:
+    """The k contextually affinitive neighbors of every sample among all samples, nearest first.
+
+    Beside the search for the k1 nearest, which compares all pairs, the cost of a sample does not depend on N unless
+    some samples are among the nearest of very many others (docs/performance.md).
+
+    Args:
+        features: (N, D) float32 unit vectors.
+        k: neighbors to return, the sample itself included; 1 ≤ k ≤ N.
+        settings: k1, k2 and the rest.
+        neighbors: (N, ≥ k1) int64 nearest neighbors by cosine, nearest first, if they are known already: for instance
+            from an approximate index, where N is too large to compare all pairs. A sample may be missing among its own.
+        observer: notified of every sample, first as its neighbors are searched, then as they are retrieved.
+
+    Returns:
+        (N, k) int64. Equal affinities are ordered by index, the sample itself first.
+
+    Raises:
+        ValueError: an argument is impossible for so many samples; the message names it.
+
+    >>> features = numpy.random.default_rng(0).normal(size=(500, 16)).astype("float32")
+    >>> features /= numpy.linalg.norm(features, axis=1, keepdims=True)
+    >>> conr.conaff_graph(features, 10, conr.ConAff(k1=20, k2=4)).shape
+    (500, 10)
+    """
+    count = len(features)
+    check_count("k", k, count, "the number of samples")
+    settings.check(count, "the number of samples")
+    if neighbors is not None:
+        _check_neighbors(neighbors, count, settings.k1)
+    features = np.ascontiguousarray(features, np.float32)
+    with observer.task("neighbors", 2 * count):
+        rankings = []
+        for part in _search(features, settings.k1) if neighbors is None else _given(neighbors[:, : settings.k1]):
+            rankings.append(part)
+            observer.step_done(len(part))
+        ranking = np.concatenate(rankings)
+        nodes = _reciprocal_encoding(ranking)
+        edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
+        del features, rankings, ranking
+        # Samples that have neighbors in common are now side by side: fewer cache misses, above all for a large N.
+        order = reverse_cuthill_mckee(nodes, symmetric_mode=True)
+        nodes, edges = nodes[order][:, order], edges[order][:, order]
+        for _ in range(settings.layers if settings.propagates else 0):
+            nodes = _propagate(nodes, edges, settings)
+        columns = nodes.T.tocsr()
+        retrieve = partial(_retrieve, nodes, columns, order, k, settings.self_first)
+        found = np.empty((count, k), dtype=np.int64)
+        blocks = list(_blocks(nodes, columns))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for block, best in zip(blocks, pool.map(retrieve, blocks), strict=True):
+                found[order[block]] = best
+                observer.step_done(len(best))
+    return found
+
+
+def _search(features: NDArray[np.float32], k1: int) -> Iterator[NDArray[np.int64]]:
+    """Blocks of (n, k1) nearest neighbors by cosine, each sample first among its own, ties by index."""
+    index = faiss.IndexFlatIP(features.shape[1])
+    index.add(features)
+    for first in range(0, len(features), ROWS):
+        queries = features[first : first + ROWS]
+        scores, found = index.search(queries, min(k1 + 1, len(features)))
+        own = _insert_own(found, first)
+        scores[own] = np.inf
+        order = np.lexsort((found, -scores), axis=1)
+        found, scores = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
+        # Which of equal ones faiss finds is not defined. Where that matters, all samples are compared again.
+        tied = np.flatnonzero(scores[:, k1 - 1] == scores[:, -1]) if k1 < len(features) else np.empty(0, dtype=np.int64)
+        for rows in np.array_split(tied, len(tied) * len(features) // BLOCK + 1):
+            exact = torch.from_numpy(queries[rows] @ features.T)
+            exact[np.arange(len(rows)), first + rows] = torch.inf
+            found[rows, :k1] = largest(exact, k1)
+        yield found[:, :k1]
+
+
+def _given(neighbors: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Blocks of given neighbors, each sample put first among its own."""
+    for first in range(0, len(neighbors), ROWS):
+        found = neighbors[first : first + ROWS].copy()
+        own = _insert_own(found, first)
+        yield np.take_along_axis(found, np.argsort(~own, axis=1, kind="stable"), 1)
+
+
+def _insert_own(found: NDArray[np.int64], first: int) -> NDArray[np.bool_]:
+    """Let samples that are missing among their own neighbors replace the last; returns where each one is."""
+    samples = np.arange(first, first + len(found))
+    missing = (found != samples[:, None]).all(1)
+    found[missing, -1] = samples[missing]
+    own: NDArray[np.bool_] = found == samples[:, None]
+    return own
+
+
+def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Eq. 3: 1 where both rank each other, 0.5 where one does."""
+    count, k1 = ranking.shape
+    half = np.full(ranking.size, 0.5, dtype=np.float32)
+    starts = np.arange(0, ranking.size + 1, k1)
+    ranked = sparse.csr_matrix((half, ranking.ravel().astype(np.int32), starts), shape=(count, count))
+    return (ranked + ranked.T).tocsr()
+
+
+def _edges(features: NDArray[np.float32], ranking: NDArray[np.int64], alpha: float) -> sparse.csr_matrix:
+    """Eq. 5: S_ij^α for the k2 nearest of each sample, 1 for the sample itself."""
+    count, k2 = ranking.shape
+    similarity = np.empty((count, k2), dtype=np.float32)
+    for first in range(0, count, ROWS):
+        rows = slice(first, first + ROWS)
+        similarity[rows] = np.einsum("nd,nkd->nk", features[rows], features[ranking[rows]])
+    # A negative similarity has no real power for a fractional α: it weighs nothing then.
+    weights = (similarity if float(alpha).is_integer() else similarity.clip(min=0)) ** alpha
+    weights[:, 0] = 1
+    starts = np.arange(0, ranking.size + 1, k2)
+    return sparse.csr_matrix((weights.ravel(), ranking.ravel().astype(np.int32), starts), shape=(count, count))
+
+
+def _propagate(nodes: sparse.csr_matrix, edges: sparse.csr_matrix, settings: ConAff) -> sparse.csr_matrix:
+    """One layer of Eq. 6."""
+    nodes = edges @ ((nodes + nodes.T).tocsr() if settings.symmetrize else nodes)
+    return normalize(nodes, copy=False) if settings.normalize else nodes
+
+
+def _blocks(nodes: sparse.csr_matrix, columns: sparse.csr_matrix) -> Iterator[slice]:
+    """Consecutive rows whose affinities take a bounded number of multiplications."""
+    sizes = np.diff(columns.indptr)
+    for start in range(0, nodes.shape[0], ROWS):
+        starts = nodes.indptr[start : start + ROWS + 1]
+        products = np.append(0, sizes[nodes.indices[starts[0] : starts[-1]]].cumsum(dtype=np.int64))
+        work = products[starts - starts[0]]
+        first = 0
+        while first < len(work) - 1:
+            last = max(int(np.searchsorted(work, work[first] + PRODUCTS, side="right")) - 1, first + 1)
+            yield slice(start + first, start + last)
+            first = last
+
+
+def _retrieve(
+    nodes: sparse.csr_matrix,
+    columns: sparse.csr_matrix,
+    order: NDArray[np.int32],
+    k: int,
+    self_first: bool,
+    block: slice,
+) -> NDArray[np.int64]:
+    """Eq. 7 for a block of rows: the k samples with the largest inner product, of equal ones the lower.
+
+    The rows and columns of the (N, N) nodes are in an order, (N,) the sample of each; columns is their transpose.
+    With `self_first` the sample itself comes first even if another one scores higher.
+    """
+    affinities = nodes[block] @ columns
+    starts, scores = affinities.indptr, affinities.data
+    sizes = np.diff(starts)
+    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    if self_first:
+        scores[affinities.indices == rows + block.start] = np.inf
+    least = np.full(len(sizes), -np.inf, dtype=np.float32)
+    for row in np.flatnonzero(sizes > k):
+        least[row] = np.partition(scores[starts[row] : starts[row + 1]], -k)[-k]
+    large = scores >= least[rows]
+    rows, samples, scores = rows[large], order[affinities.indices[large]], scores[large]
+
+    # Where too few have anything in common with a sample, the first of those with affinity 0 come next.
+    short = np.flatnonzero(np.bincount(rows[scores >= 0], minlength=len(sizes)) < k)
+    others = []
+    for row in short:
+        first = np.append(order[block][row], np.arange(min(k + sizes[row], len(order))))
+        others.append(np.setdiff1d(first, order[affinities.indices[starts[row] : starts[row + 1]]]))
+    rows = np.append(rows, np.repeat(short, [len(part) for part in others]))
+    samples = np.concatenate([samples, *others])
+    scores = np.append(scores, np.zeros(len(rows) - len(scores), dtype=np.float32))
+
+    best = np.lexsort((samples, samples != order[block][rows], -scores, rows))
+    firsts = np.searchsorted(rows[best], np.arange(len(sizes)))
+    found: NDArray[np.int64] = samples[best[firsts[:, None] + np.arange(k)]].astype(np.int64)
+    return found
+
+
+def _check_neighbors(neighbors: NDArray[np.int64], count: int, k1: int) -> None:
+    if neighbors.ndim != 2 or len(neighbors) != count or neighbors.shape[1] < k1:
+        raise ValueError(f"neighbors must have shape ({count}, ≥ {k1}), got {neighbors.shape}")
+    ordered = np.sort(neighbors[:, :k1], axis=1)
+    if ordered.min() < 0 or ordered.max() >= count:  # −1: an approximate index found fewer
+        raise ValueError(f"neighbors must lie between 0 and {count - 1}, got {ordered.min()} to {ordered.max()}")
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise ValueError("neighbors must name no sample twice in a row")

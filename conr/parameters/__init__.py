@@ -1,0 +1,31 @@
+"""Every hyperparameter, declared once: its name, type, range, default and help text.
+
+The key in params.yaml, the command-line flag, the validation and `--help` follow from these declarations. Defaults are
+the paper's for CIFAR-10. This package is no dependency of a stage in dvc.yaml: values are tracked through params.yaml.
+"""
+
+from conr.parameters.groups import Optimizer, Prepare, Views
+from conr.parameters.stages import (
+    STAGES,
+    EvaluateStage,
+    ExtractStage,
+    FinetuneStage,
+    Parameters,
+    PrepareStage,
+    PretrainStage,
+    Stage,
+)
+
+__all__ = [
+    "STAGES",
+    "EvaluateStage",
+    "ExtractStage",
+    "FinetuneStage",
+    "Optimizer",
+    "Parameters",
+    "Prepare",
+    "PrepareStage",
+    "PretrainStage",
+    "Stage",
+    "Views",
+]

@@ -1,0 +1,1 @@
+"""The stages as functions of (workspace, parameters, observer), and what runs several of them."""

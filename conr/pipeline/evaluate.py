@@ -1,0 +1,99 @@
+"""evaluate: embeddings → clusters, scores, figures, the report and the table of assignments."""
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conr.data.store import Store, open_store
+from conr.errors import UserError
+from conr.evaluation.evaluate import embedding_map, evaluate_store
+from conr.evaluation.results import Results
+from conr.files import load_array, load_json, save_array, write_json, write_table, write_text
+from conr.observer import SILENT, Observer
+from conr.parameters import EvaluateStage
+from conr.pipeline.checks import check_data
+from conr.pipeline.neighbor_figures import draw_neighbors
+from conr.pipeline.report import cluster_names, compose_report, draw_figures, summary
+from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.report.page import write_page
+from conr.training.log import read_log, write_log
+
+TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
+AGAIN = "run conr extract again"
+
+
+def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer = SILENT) -> Results:
+    """Cluster the embeddings before and after ConNR and write all results.
+
+    Figures, page and assignments show the first seed.
+
+    Raises:
+        UserError: store or embeddings are missing, damaged, or of other seeds.
+    """
+    parameters, store = EvaluateStage.of(parameters), open_store(workspace.store)
+    check_data(parameters, store.manifest)
+    first, *_ = seeds = parameters.all_seeds
+    record = _record(workspace, seeds)
+    precision = record.precision or "float32"
+    with observer.task("evaluate", TASKS + 1 + len(seeds)):
+        before = _embeddings(workspace, None, store)
+        pretrained = evaluate_store(before, store, parameters, parameters.seed)
+        observer.step_done(note="pretrained: k-means, scores")
+        finetuned = {}
+        for seed in seeds:
+            finetuned[seed] = evaluate_store(_embeddings(workspace, seed, store), store, parameters, seed)
+            observer.step_done(note=f"seed {seed}: k-means, scores")
+        results = Results(pretrained, finetuned)
+        _write_tables(workspace, results, store, record.made_from["encoder"])
+        observer.step_done(note="tables")
+        positions, chosen = embedding_map(_embeddings(workspace, first, store), first)
+        observer.step_done(note="map")
+        captions = draw_figures(workspace, results.first, store, positions, chosen, parameters.evaluate.gallery, first)
+        observer.step_done(note="figures")
+        captions += draw_neighbors(workspace, before, pretrained, store, parameters)
+        observer.step_done(note="neighbors")
+        write_page(compose_report(results, store, parameters, precision, captions), workspace.report)
+        observer.step_done(note="report")
+    write_text(workspace.summary, summary(workspace, results, store, precision) + "\n")
+    return results
+
+
+def _record(workspace: Workspace, seeds: list[int]) -> Record:
+    """What the embeddings are made from, if they are of these seeds."""
+    record = load_json(workspace.embedded / RECORD, Record, AGAIN)
+    if record.seeds != seeds:
+        raise UserError(
+            f"the embeddings are of seeds {record.seeds}, not {seeds}; run conr finetune and conr extract first"
+        )
+    return record
+
+
+def _embeddings(workspace: Workspace, seed: int | None, store: Store) -> NDArray[np.float32]:
+    path = workspace.embeddings(seed)
+    embeddings = load_array(path, AGAIN)
+    if len(embeddings) != store.manifest.count:
+        raise UserError(
+            f"{path} holds {len(embeddings)} embeddings, {workspace.store} {store.manifest.count} images; {AGAIN}"
+        )
+    return embeddings
+
+
+def _write_tables(workspace: Workspace, results: Results, store: Store, encoder: str) -> None:
+    """Scores, assignments and centroids; and the tables that DVC plots."""
+    final, labels = results.first, store.label_names
+    write_text(workspace.metrics, json.dumps(results.metrics(store.manifest.count), indent=2) + "\n")
+    # Names on disk are bytes: one that is not UTF-8 is written unchanged.
+    write_table(workspace.assignments, *final.assignment.table(store.manifest.files, labels), errors="surrogateescape")
+    save_array(workspace.centroids, final.centroids)
+    write_json(workspace.results / RECORD, Record(seeds=list(results.finetuned), made_from={"encoder": encoder}))
+    write_log(workspace.plots / "pretraining.csv", read_log(workspace.pretrained.log))
+    write_log(workspace.plots / "finetuning.csv", read_log(workspace.finetuned(next(iter(results.finetuned))).log))
+    write_table(workspace.plots / "cluster_sizes.csv", ["cluster", "images"], enumerate(final.sizes))
+    pairs: list[tuple[str, str]] = []
+    if labels is not None:
+        scored = final.assignment.clusters[store.scored]
+        names = cluster_names(final, store)
+        pairs = [(label, names[cluster]) for label, cluster in zip(labels[store.scored], scored, strict=True) if label]
+    # A folder that is a label may have a name that is no text; DVC plots no table that is not UTF-8.
+    write_table(workspace.plots / "confusion.csv", ["label", "cluster"], pairs, errors="backslashreplace")

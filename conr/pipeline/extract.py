@@ -1,0 +1,79 @@
+"""extract: networks → one ONNX file, and the embeddings of the whole store before and after ConNR.
+
+All of them in the same precision, so that before and after can be compared.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from conr.data.store import Store, open_store
+from conr.embedding.export import export
+from conr.embedding.int8 import quantize
+from conr.embedding.session import Properties, embed, open_session
+from conr.files import load_json, sha256_of, write_json
+from conr.observer import SILENT, Observer
+from conr.parameters import ExtractStage
+from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.training.weights import load_weights
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The result for the first seed's network.
+
+    Attributes:
+        images: how many were embedded.
+        similarity: mean cosine similarity of an int8 encoder's embeddings to those in float32; None in float32.
+        provider: what onnxruntime ran it with.
+    """
+
+    images: int
+    similarity: float | None
+    provider: str
+
+
+def extract(workspace: Workspace, parameters: ExtractStage, observer: Observer = SILENT) -> Extracted:
+    """Embed all images with every target network, through ONNX; keep the encoder of the first seed.
+
+    Raises:
+        UserError: store or weights are missing or damaged, or an encoder differs from its network.
+    """
+    parameters, store = ExtractStage.of(parameters), open_store(workspace.store)
+    first, *further = seeds = load_json(workspace.refined / RECORD, Record, "run conr finetune first").seeds
+    shutil.rmtree(workspace.embedded, ignore_errors=True)  # of an earlier run, perhaps with other seeds
+    others = {workspace.pretrained.weights: workspace.embeddings()}
+    others |= {workspace.finetuned(seed).weights: workspace.embeddings(seed) for seed in further}
+    with TemporaryDirectory() as folder:
+        for weights, embeddings in others.items():
+            _export_and_embed(store, weights, Path(folder) / "encoder.onnx", embeddings, parameters, observer)
+    weights, encoder = workspace.finetuned(first).weights, workspace.encoder
+    extracted = _export_and_embed(store, weights, encoder, workspace.embeddings(first), parameters, observer)
+    made_from = {"encoder": sha256_of(encoder)}
+    record = Record(seeds=seeds, made_from=made_from, precision=parameters.extract.precision)
+    write_json(workspace.embedded / RECORD, record)
+    return extracted
+
+
+def _export_and_embed(
+    store: Store, weights: Path, encoder: Path, embeddings: Path, parameters: ExtractStage, observer: Observer
+) -> Extracted:
+    similarity = _export(store, weights, encoder, parameters.extract.precision, observer)
+    # A device that can train need not be one that onnxruntime has been built for.
+    session = open_session(encoder, "cpu" if parameters.device == "cpu" else "auto")
+    embed(session, store.images, embeddings, observer, f"embed {embeddings.stem}")
+    return Extracted(store.manifest.count, similarity, session.get_providers()[0])
+
+
+def _export(store: Store, weights: Path, encoder: Path, precision: str, observer: Observer) -> float | None:
+    model, _, _ = load_weights(weights)
+    size = store.manifest.image_size
+    facts = Properties(image_size=size, fit=store.manifest.fit)
+    if precision == "float32":
+        export(model.target, size, encoder, facts)
+        return None
+    with TemporaryDirectory() as folder:
+        original = Path(folder) / "float32.onnx"
+        export(model.target, size, original, facts)
+        return quantize(original, store.training_images, encoder, observer)

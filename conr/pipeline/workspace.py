@@ -1,0 +1,127 @@
+"""The folder of a run: the path of every artifact and result, and the record of what they were made from.
+
+dvc.yaml names the same paths. Several workspaces can exist side by side in one process: a stage, an ablation's rows, an
+estimate and a notebook each have their own.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+RECORD = "record.json"
+
+
+class Record(BaseModel):
+    """What a stage made, and from what. Written last, so that a record shows that the outputs are complete.
+
+    Attributes:
+        seeds: those that it was run with, in order.
+        made_from: name of an artifact → SHA-256 of what it held.
+        precision: number format of the encoder, where there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeds: list[int]
+    made_from: dict[str, str]
+    precision: str | None = None
+
+
+class _Below:
+    """A path below the root of a workspace."""
+
+    def __init__(self, path: str, meaning: str) -> None:
+        self.path, self.__doc__ = path, meaning
+
+    def __get__(self, workspace: "Workspace", owner: type) -> Path:
+        return workspace.root / self.path
+
+
+class TrainingFiles:
+    """What a training stage leaves in a folder.
+
+    Attributes:
+        weights: all weights, with what the networks are built from.
+        log: one row per epoch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.weights, self.log = folder / "weights.safetensors", folder / "log.csv"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of a run.
+
+    Attributes:
+        root: artifacts and results are below it.
+        scratch: unfinished trainings and finished experiments are below it. DVC deletes the outputs of a stage before
+            it runs it again, and runs experiments in copies of the root: what must survive that is here.
+
+    >>> conr.Workspace.at(Path("photos")).finetuned(seed=0).weights.as_posix()
+    'photos/artifacts/finetune/0/weights.safetensors'
+    """
+
+    root: Path = Path()
+    scratch: Path = Path(".conr")
+
+    store = _Below("artifacts/store", "The packed images, a folder.")
+    refined = _Below("artifacts/finetune", "The folder of all seeds of group concordance, and its record.")
+    encoder = _Below("artifacts/encoder.onnx", "The first seed's, as ONNX.")
+    embedded = _Below("artifacts/embeddings", "The folder of all embeddings, and their record.")
+    results = _Below("results", "The folder of all results, and the record of the centroids.")
+    metrics = _Below("results/metrics.json", "The scores, for DVC.")
+    summary = _Below("results/summary.txt", "The scores as text.")
+    assignments = _Below("results/assignments.csv", "Which cluster each image is in.")
+    centroids = _Below("results/centroids.npy", "Of the clusters, in the encoder's space.")
+    report = _Below("results/report.html", "The page.")
+    figures = _Below("results/figures", "The folder of figures.")
+    plots = _Below("results/plots", "The folder of tables that DVC plots.")
+    sweeps = _Below("results/sweeps", "The folder of figures over DVC's experiments.")
+    ablation = _Below("results/ablation", "The folder of the ablation's table and curves.")
+
+    @classmethod
+    def here(cls) -> "Workspace":
+        """The current folder; DVC says where the real repository is when it runs an experiment in a copy."""
+        return cls(Path(), Path(os.environ.get("DVC_ROOT", ".")) / ".conr")
+
+    @classmethod
+    def at(cls, folder: Path) -> "Workspace":
+        """A folder, with its scratch space inside."""
+        return cls(folder, folder / ".conr")
+
+    @property
+    def pretrained(self) -> TrainingFiles:
+        """Of instance concordance."""
+        return TrainingFiles(self.root / "artifacts/pretrain")
+
+    def finetuned(self, seed: int) -> TrainingFiles:
+        """Of group concordance with one seed."""
+        return TrainingFiles(self.refined / str(seed))
+
+    def embeddings(self, seed: int | None = None) -> Path:
+        """Of all images after group concordance with a seed; None for those before it."""
+        return self.embedded / ("pretrained.npy" if seed is None else f"{seed}.npy")
+
+    @property
+    def experiments(self) -> Path:
+        """The folder of workspaces, one for each training of the rows of a table."""
+        return self.scratch / "experiments"
+
+    def checkpoint(self, name: str) -> Path:
+        """The folder of the state of an unfinished training."""
+        return self.scratch / "checkpoints" / name
+
+    def outside(self, path: str) -> Path:
+        """A path that DVC does not track: relative to the real repository, not to a copy of it."""
+        return self.scratch.parent / Path(path).expanduser()
+
+    def borrow(self, other: "Workspace", *artifacts: str) -> None:
+        """Take over artifacts of another workspace, named relative to the root, as links."""
+        for artifact in artifacts:
+            link = self.root / artifact
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to((other.root / artifact).resolve())

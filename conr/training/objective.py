@@ -1,0 +1,172 @@
+"""What a stage minimizes: the sum of weighted, named terms, and what happens between epochs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conr.clustering.kmeans import kmeans_tensors
+from conr.frameworks import Framework
+from conr.models.siamese import Outputs, Siamese
+from conr.observer import Observer
+from conr.parameters import FinetuneStage, PretrainStage
+from conr.training.compute import Compute, clean_features
+from conr.training.log import Row
+from conr.training.terms import Step, Term
+
+FIRST_N_INIT = 40  # initializations of the first k-means; later ones start from the last centroids
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective is made for.
+
+    Attributes:
+        model: the networks, on the device.
+        images: (N, H, W, 3) uint8, where `compute.load_images` put them.
+        labels: (N,) int64 for the log only, −1 where unknown; or None.
+        compute: device and number format.
+        observer: notified of what is computed.
+    """
+
+    model: Siamese
+    images: Tensor
+    labels: NDArray[np.int64] | None
+    compute: Compute
+    observer: Observer
+
+    @classmethod
+    def on_device(
+        cls,
+        model: Siamese,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64] | None,
+        parameters: PretrainStage | FinetuneStage,
+        observer: Observer,
+    ) -> "Context":
+        """Move the networks, and (N, H, W, 3) images that fit, to the device that the parameters name.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        compute = Compute.choose(parameters.device, parameters.precision)
+        model.to(compute.device).to(memory_format=torch.channels_last)
+        return cls(model, compute.load_images(images), labels, compute, observer)
+
+    def features(self) -> Tensor:
+        """Features of the clean images by the target network, (N, D) unit vectors on the device."""
+        return clean_features(self.model.target, self.images, self.compute)
+
+
+class PseudoLabels:
+    """A cluster for every image, by k-means on the target network's features of the clean images.
+
+    Args:
+        context: of the objective.
+        clusters: K.
+        seed: of the first k-means.
+
+    Attributes:
+        centroids: (K, D) float32 on the device, or None before the first `update`.
+        assignments: (N,) int64 on the device.
+    """
+
+    def __init__(self, context: Context, clusters: int, seed: int) -> None:
+        self.context, self.clusters, self.seed = context, clusters, seed
+        self.centroids: Tensor | None = None
+        self.assignments = torch.empty(0, dtype=torch.int64)
+
+    def update(self) -> Tensor:
+        """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device."""
+        features = self.context.features()
+        self.centroids, self.assignments, _ = kmeans_tensors(
+            features, self.clusters, seed=self.seed, n_init=FIRST_N_INIT, start=self.centroids
+        )
+        return features
+
+    def state(self) -> dict[str, Tensor]:
+        """Centroids and assignments; empty before the first `update`."""
+        if self.centroids is None:
+            return {}
+        return {"centroids": self.centroids, "pseudo_labels": self.assignments}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the state of an interrupted run."""
+        if "centroids" in state:
+            device = self.context.compute.device
+            self.centroids = state["centroids"].to(device)
+            self.assignments = state["pseudo_labels"].to(device)
+
+
+class Objective:
+    """Base of both stages' objectives, which override what happens between epochs.
+
+    Args:
+        context: what it is made for.
+        framework: whose queue is fed after each step.
+        terms: the parts of the loss, in the order in which they are added.
+        pseudo_labels: the clusters that terms refer to.
+    """
+
+    def __init__(
+        self, context: Context, framework: Framework, terms: Sequence[Term], pseudo_labels: PseudoLabels
+    ) -> None:
+        self.context, self.framework, self.terms = context, framework, terms
+        self.pseudo_labels = pseudo_labels
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch, counted from 0 within the stage."""
+        for term in self.terms:
+            term.start_epoch(epoch)
+        self._sums, self._steps = {}, 0
+
+    def loss(self, outputs: Outputs, indices: Tensor) -> Tensor:
+        """The scalar to minimize.
+
+        Args:
+            outputs: features, predictions and targets of both views.
+            indices: (B,) int64 positions of the samples in the store.
+        """
+        observer, clusters = self.context.observer, self.pseudo_labels
+        pseudo_labels = clusters.assignments if clusters.centroids is None else clusters.assignments[indices]
+        step = Step(outputs, indices, pseudo_labels, clusters.centroids, observer)
+        losses = {}
+        for term in self.terms:
+            if term.active:
+                loss = term(step)
+                observer.traced(f"{term.name} loss", loss)
+                losses[term.name] = term.weight * loss
+                self._sums[term.name] = self._sums.get(term.name, 0) + loss.detach()
+        self._steps += 1
+        self.framework.enqueue(outputs)
+        first, *others = losses.values()
+        total = sum(others, first)
+        observer.traced("total loss", total)
+        return total
+
+    def end_epoch(self, epoch: int) -> Row:
+        """Finish an epoch (after the last one, too) and return what to log: the mean of each term, not weighted."""
+        row: Row = {f"loss_{name}": total.item() / self._steps for name, total in self._sums.items()}
+        for term in self.terms:
+            if term.active:
+                row |= term.row()
+        return row
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that a resumed run needs."""
+        return self.framework.state() | self.pseudo_labels.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the tensors of an interrupted run."""
+        self.framework.load_state(state)
+        self.pseudo_labels.load_state(state)
+
+    def trace_clusters(self) -> None:
+        """Trace the pseudo labels that an epoch starts with."""
+        self.context.observer.traced("centroids", self.pseudo_labels.centroids)
+        self.context.observer.traced("pseudo labels", self.pseudo_labels.assignments)

@@ -1,0 +1,66 @@
+"""The commands beside the pipeline: assign, ablate, sweep, estimate. Each returns its summary."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from conr.observer import Observer
+from conr.parameters import Parameters
+from conr.pipeline import ablation
+from conr.pipeline import estimate as cost
+from conr.pipeline import sweep as sweeping
+from conr.pipeline.assign import assign_folder
+from conr.pipeline.workspace import Workspace
+
+from .console import show_cursor
+
+SHOWN = 3  # skipped files that are named
+
+
+def assign(
+    workspace: Workspace, folder: Path, output: Path, sort_into: Path | None, device: str, observer: Observer
+) -> str:
+    """Assign new images to the clusters of the last run."""
+    done = assign_folder(workspace, folder, output, sort_into, device, observer)
+    clusters = len(np.unique(done.assignment.clusters))
+    lines = [f"{len(done.files):,} images in {clusters} clusters, listed in {output.resolve()}"]
+    if done.precision == "int8":
+        lines.append("by an int8 encoder (extract.precision)")
+    if sort_into is not None:
+        lines.append(f"copied into one folder per cluster in {sort_into.resolve()}")
+    if done.broken:
+        lines.append(f"{len(done.broken):,} images cannot be read, the first: {done.broken[0][0]}: {done.broken[0][1]}")
+    if done.skipped:
+        lines.append(f"{len(done.skipped):,} other files skipped:")
+        lines += [f"  {file}: {reason}" for file, reason in done.skipped[:SHOWN]]
+    if len(done.skipped) > SHOWN:
+        lines.append(f"  … and {len(done.skipped) - SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def ablate(
+    workspace: Workspace, parameters: Parameters, seeds: list[int], rows: list[int], jobs: int, observer: Observer
+) -> str:
+    """Run the rows of Table 2."""
+    table = ablation.ablate(workspace, parameters, seeds, rows, jobs, observer)
+    return f"\n{table}\n\ntable, scores of every run and curves in {workspace.ablation}/"
+
+
+def sweep(workspace: Workspace, parameters: list[str], observer: Observer) -> str:
+    """Plot DVC's experiments."""
+    count, figure, table = sweeping.sweep(workspace, parameters, observer)
+    return f"{count} experiments in {figure} and {table}"
+
+
+def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -> str:
+    """Say what training will take."""
+    try:
+        costs = cost.estimate(workspace, parameters, observer)
+    finally:
+        show_cursor()
+    on_gpu = costs["finetune"].device_memory is not None
+    device = torch.cuda.get_device_name() if on_gpu else f"the CPU (threads: {torch.get_num_threads()})"
+    free = shutil.disk_usage(workspace.scratch).free
+    return "\n".join(["", *cost.report(costs, device, free, cost.machine_memory())])

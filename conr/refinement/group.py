@@ -87,15 +87,14 @@ class GroupTerm(Term):
         centroids, traced = step.centroids, step.observer.traced
 
         def one_direction(prediction: Tensor, target: Tensor) -> Tensor:
-            again = F.normalize(target, dim=1)
-            neighbors = self.search(again)
+            neighbors = self.search(target)
             traced("neighbors", neighbors)
             ratio = boundary_ratio(target, step.pseudo_labels, centroids)
             traced("boundary ratio", ratio)
             kept = candidates(ratio, self.fraction)
             traced("candidates", kept)
             self._count(neighbors, kept, step.indices)
-            loss = group_concordance(prediction, again, neighbors, kept, self.divisor)
+            loss = group_concordance(prediction, target, neighbors, kept, self.divisor)
             traced("one direction", loss)
             return loss
 

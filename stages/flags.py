@@ -13,7 +13,7 @@ from conr.parameters import STAGES, Parameters
 from conr.parameters.keys import Key, leaves, lookup
 from conr.pipeline import params_file
 
-from .integers import Integers, integers
+from .integers import Integers, Texts, integers, texts
 
 Run = Callable[[str, Parameters], None]
 
@@ -59,12 +59,15 @@ def _argument(key: Key) -> str:
 
 def _option(key: Key, field: FieldInfo) -> Any:
     flag = "--" + _argument(key).replace("_", "-")
+    panel = f"{key[0]}: in params.yaml" if len(key) > 1 else "top level of params.yaml"
+    if field.annotation == list[str]:
+        option = typer.Option(flag, parser=texts, metavar="a,b", help=field.description, rich_help_panel=panel)
+        return Annotated[Texts, option]
     if get_origin(field.annotation) is list:
         return Annotated[Integers, typer.Option(flag, parser=integers, metavar="0,1,2", help=field.description)]
     names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag
     limits = ", ".join(text for text in map(_limit, field.metadata) if text)
     description = f"{field.description}{f' [{limits}]' if limits else ''}"
-    panel = f"{key[0]}: in params.yaml" if len(key) > 1 else "top level of params.yaml"
     return Annotated[field.annotation, typer.Option(names, help=description, rich_help_panel=panel)]
 
 

@@ -1,4 +1,4 @@
-"""Whole numbers in one flag, as in --seeds 0,1,2."""
+"""Several values in one flag: whole numbers, as in --seeds 0,1,2, or texts, as in --exclude '*.gif,thumbs'."""
 
 import typer
 
@@ -15,3 +15,14 @@ def integers(value: str | list[int]) -> list[int]:
         return [int(part) for part in value.replace(",", " ").split()]
     except ValueError as error:
         raise typer.BadParameter(f"{value!r} should be whole numbers such as 0,1,2") from error
+
+
+class Texts(list[str]):
+    """As `Integers`."""
+
+
+def texts(value: str | list[str]) -> list[str]:
+    """From a flag, with commas between them, or from the list that params.yaml gives as its default."""
+    if not isinstance(value, str):
+        return list(value)
+    return [part.strip() for part in value.split(",") if part.strip()]

@@ -1,21 +1,27 @@
 """conr prepare."""
 
 from collections import Counter
+from collections.abc import Sequence
 
+from conr.data.folders import by_suffix
+from conr.data.items import NO_SUFFIX, OTHER_SUFFIX
 from conr.data.store import Manifest
 from conr.observer import Observer
 from conr.parameters import PrepareStage
 from conr.pipeline.prepare import prepare
 from conr.pipeline.workspace import Workspace
+from conr.text import printable
 
-SHOWN = 3  # skipped files that are named
+SHOWN = 3  # files or reasons of a kind that are named
 
 
 def run(workspace: Workspace, parameters: PrepareStage, observer: Observer) -> str:
     """Pack the images; returns the summary."""
     manifest = prepare(workspace, parameters, observer)
     size, scored = manifest.image_size, manifest.count - manifest.score_start
-    lines = [f"{manifest.count:,} images of {size}×{size} pixels from {manifest.source} in {workspace.store}"]
+    lines = [
+        f"{manifest.count:,} images of {size}×{size} pixels from {printable(manifest.source)} in {workspace.store}"
+    ]
     if min(manifest.train_count, scored) < manifest.count:
         lines.append(f"{manifest.train_count:,} to train on, {scored:,} to score")
     if manifest.labels is not None:
@@ -23,10 +29,43 @@ def run(workspace: Workspace, parameters: PrepareStage, observer: Observer) -> s
         lines.append(f"{known:,} labels of {len(manifest.class_names)} classes, for scores only")
     if manifest.imbalance > 1:
         lines.append(_long_tail(manifest))
-    if manifest.skipped:
-        lines.append(f"{len(manifest.skipped):,} files skipped; {workspace.store}/manifest.json lists them all:")
-        lines += [f"  {file}: {reason}" for file, reason in manifest.skipped[:SHOWN]]
+    lines += map(printable, manifest.notes)
+    lines += _left_out(manifest, f"{workspace.store}/manifest.json")
+    lines += _named(manifest, manifest.blank, "images have a single color")
+    lines += _named(manifest, [image for image, _ in manifest.duplicates], "images equal another one")
     return "\n".join(lines)
+
+
+def _left_out(manifest: Manifest, table: str) -> list[str]:
+    """What was skipped, and what is broken: how much of it, and the first."""
+    lines = []
+    first_broken = len(manifest.skipped) - manifest.broken
+    skipped, broken = manifest.skipped[:first_broken], manifest.skipped[first_broken:]
+    if skipped:
+        others = [file for file, reason in skipped if reason in (OTHER_SUFFIX, NO_SUFFIX)]
+        reasons = Counter(reason for _, reason in skipped if reason not in (OTHER_SUFFIX, NO_SUFFIX))
+        sums = [by_suffix(others)] if others else []
+        sums += [f"{count:,} × {printable(reason)}" for reason, count in reasons.most_common(SHOWN)]
+        lines.append(f"{len(skipped):,} files or folders skipped ({', '.join(sums)}); {table} lists them all:")
+        lines += [f"  {printable(file)}: {printable(reason)}" for file, reason in skipped[:SHOWN]]
+    if len(skipped) > manifest.count:
+        lines.append("warning: more files were skipped than packed; is prepare.path the right folder?")
+    if broken:
+        lines.append(f"{len(broken):,} images cannot be read; {table} lists them all:")
+        firsts = {reason: file for file, reason in reversed(broken)}
+        lines += [
+            f"  {count:,} × {printable(reason)}; the first: {printable(firsts[reason])}"
+            for reason, count in Counter(reason for _, reason in broken).most_common(SHOWN)
+        ]
+    return lines
+
+
+def _named(manifest: Manifest, images: Sequence[int], what: str) -> list[str]:
+    """How many images are of a kind, and the first of them."""
+    if not images:
+        return []
+    names = ", ".join(printable(manifest.files[image]) for image in images[:SHOWN])
+    return [f"{len(images):,} {what}: {names}{', …' if len(images) > SHOWN else ''}"]
 
 
 def _long_tail(manifest: Manifest) -> str:

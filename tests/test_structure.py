@@ -12,7 +12,7 @@ ROOT = Path(conr.__file__).parents[1]
 
 # From the lowest. A package (or module) imports lower floors and itself, but no other of its floor.
 FLOORS = [
-    {"errors"},
+    {"errors", "text"},
     {"files", "observer", "processes", "parameters"},
     {"data", "models", "losses", "neighbors", "clustering"},
     {"frameworks", "evaluation", "embedding"},

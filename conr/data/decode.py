@@ -1,15 +1,27 @@
 """One image file of any kind → a square RGB array."""
 
-import os
-from io import BytesIO
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-READ_AT_ONCE = 2**24  # bytes: for a smaller file Pillow's many small reads cost more than one of the whole
+from conr.data.formats import format_of
+from conr.data.opening import (
+    File,
+    UnreadableImageError,
+    check_scans,
+    check_stack,
+    load,
+    lower_bytes,
+    opened,
+    read_file,
+    repaired,
+)
+from conr.data.tiff import read_tiff
+from conr.data.tones import is_wide, no_data, stretched, to_rgb
+
 SMALL = 2**16  # pixels: for more, opening the file costs little beside decoding it
 # Kinds of segments in a JPEG file (ITU-T T.81, table B.1).
 START_OF_FRAME = (0xC0, 0xC2)  # baseline, progressive
@@ -27,44 +39,29 @@ UPRIGHT = {  # EXIF orientation → what undoes it
 }
 
 
-class UnreadableImageError(Exception):
-    """An image cannot be used; the message is the reason, in a few words."""
-
-
-def decode(path: str | Path, size: int, fit: str) -> NDArray[np.uint8]:
+def decode(path: str | Path, size: int, fit: str, page: int | None = 0) -> NDArray[np.uint8]:
     """Read an image as (size, size, 3) uint8 RGB.
 
-    Orientation tags are obeyed, transparency is laid on white, 16-bit and float grayscale is stretched between its own
-    minimum and maximum, and of several frames the first counts.
+    Orientation tags are obeyed. Transparency is laid on white, or on black if what is visible is nearly white. Values
+    of more than 8 bits, gray or in color, are stretched between their percentiles 0.1 and 99.9.
 
     Args:
-        path: a JPEG, PNG, WebP, BMP or TIFF file; text takes less memory than a `Path` where there are many.
+        path: a file of one of `conr.data.formats`; text takes less memory than a `Path` where there are many.
         size: height and width of the result.
         fit: "crop" cuts the middle square, "pad" adds black borders, "stretch" ignores the aspect ratio.
+        page: which page or frame, from 0; None for the maximum of all of the size of the first.
 
     Raises:
-        UnreadableImageError: the file is empty, broken, or too large to decode safely.
+        UnreadableImageError: it is no image or broken, or takes more pixels, memory or work than `conr.data.opening`
+            allows.
     """
     try:
-        # Without a `Path`, which takes as long to make as a small file to read. A pipe is never opened: it has no size.
-        length = os.stat(path).st_size  # noqa: PTH116
-        if length == 0:
-            raise UnreadableImageError("empty file")
-        if length > READ_AT_ONCE:
-            image = _opened(path, size)
-        else:
-            with open(path, "rb") as file:  # noqa: PTH123
-                data = file.read()
-            image = _small_jpeg(data, size) or _opened(BytesIO(data), size)
-        return np.asarray(_square(image, size, fit))
+        file, head = read_file(path)
+        return np.asarray(_square(_decoded(file, head, size, page), size, fit))
     except UnreadableImageError:
         raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image file") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError("more pixels than can be decoded safely") from error
-    except Exception as error:  # on damaged files Pillow raises errors of many classes
-        raise UnreadableImageError(f"broken: {error or type(error).__name__}") from error
+    except Exception as error:  # on damaged files Pillow raises whatever its parsers ran into
+        raise UnreadableImageError(f"broken: {_reason(error)}") from error
 
 
 def resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -72,12 +69,79 @@ def resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(_square(Image.fromarray(pixels), size, "stretch"))
 
 
-def _opened(file: str | Path | BytesIO, size: int) -> Image.Image:
-    """What Pillow makes of the file: upright, RGB, at least twice as large as asked for if it was."""
-    with Image.open(file) as image:
-        image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that resizing drops
-        image.load()
-        return _to_rgb(_upright(image))
+def page_count(path: str | Path) -> int:
+    """How many pages or frames a file holds; 1 for one that cannot be read."""
+    try:
+        file, head = read_file(path)
+        if format_of(head) not in ("TIFF", "GIF", "WEBP") or (format_of(head) == "WEBP" and not _is_animated(head)):
+            return 1
+        with opened(file, head) as image:
+            return getattr(image, "n_frames", 1)
+    except Exception:  # its reader will say why
+        return 1
+
+
+def _is_animated(webp: bytes) -> bool:
+    return webp[12:16] == b"VP8X" and bool(webp[20] & 2)
+
+
+def _decoded(file: File, head: bytes, size: int, page: int | None) -> Image.Image:
+    """The pixels of a file as RGB, upright, at least twice as large as asked for if they were."""
+    kind = format_of(head)
+    if kind == "JPEG":
+        check_scans(file)
+        small = _small_jpeg(file, size) if isinstance(file, bytes) else None
+        if small is not None:
+            return small
+    try:
+        return _by_pillow(file, head, size, page)
+    except UnreadableImageError:
+        raise
+    except Exception as error:
+        with suppress(Exception):
+            for data in repaired(file, head):
+                return _by_pillow(data, head, size, page)
+        if kind == "TIFF" and isinstance(error, UnidentifiedImageError):
+            return read_tiff(file, size, page)
+        raise
+
+
+def _by_pillow(file: File, head: bytes, size: int, page: int | None) -> Image.Image:
+    with opened(file, head) as image:
+        if page is None and getattr(image, "n_frames", 1) > 1:
+            return _maximum(image, size)
+        image.seek(page or 0)
+        lower = lower_bytes(file, head, image, page or 0)
+        load(image, size)
+        return _upright(image, to_rgb(image, lower, size))
+
+
+def _maximum(image: Image.Image, size: int) -> Image.Image:
+    """The maximum projection of a stack; pages of another size than the first are left out."""
+    width, height = image.size
+    pages = image.n_frames  # type: ignore[attr-defined]
+    check_stack(pages, width, height)
+    highest: NDArray[np.generic] | None = None
+    for page in range(pages):
+        image.seek(page)
+        if image.size != (width, height):
+            continue
+        load(image, size)
+        values = np.asarray(image if is_wide(image.mode) else to_rgb(image, None, max(image.size)))
+        highest = values.copy() if highest is None else np.maximum(highest, values)
+    assert highest is not None
+    if highest.ndim == 3:
+        return Image.fromarray(highest)
+    return stretched(lambda top, bottom: highest[top:bottom], width, height, no_data(image), size)
+
+
+def _reason(error: Exception) -> str:
+    """Why a file cannot be decoded, the same for all files of which it is true."""
+    if isinstance(error, UnidentifiedImageError):
+        return "what follows its first bytes is no image"
+    if "truncated" in str(error).lower():
+        return "the file ends too early (truncated)"
+    return str(error) or type(error).__name__
 
 
 def _small_jpeg(data: bytes, size: int) -> Image.Image | None:
@@ -113,32 +177,16 @@ def _color_jpeg_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Obey the orientation tag; damaged metadata is no reason to lose the pixels.
+def _upright(image: Image.Image, pixels: Image.Image) -> Image.Image:
+    """Turn pixels as the orientation tag of an image says; damaged metadata is no reason to lose them.
 
     `ImageOps.exif_transpose` also rewrites the other tags, and fails on odd ones.
     """
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return image
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        finite = values[np.isfinite(values)]
-        if finite.size == 0:
-            raise UnreadableImageError("no finite value")
-        low, high = float(finite.min()), float(finite.max())
-        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-        scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
-        return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return pixels
+    return pixels if turn is None else pixels.transpose(turn)
 
 
 def _square(image: Image.Image, size: int, fit: str) -> Image.Image:

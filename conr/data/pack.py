@@ -1,26 +1,32 @@
 """Packing: all images of a source → the store."""
 
+import errno
 import hashlib
 import os
 import shutil
+import time
 from bisect import bisect_left
-from contextlib import closing
+from collections import Counter
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conr.data.items import Source
 from conr.data.reading import read_all
-from conr.data.store import Manifest, write_store
+from conr.data.store import IMAGES, Manifest, write_store
 from conr.errors import UserError
-from conr.files import ArrayWriter
+from conr.files import ABANDONED, ArrayWriter
 from conr.observer import SILENT, Observer
 from conr.parameters import Prepare
+from conr.text import printable
 
-SHOWN = 5  # broken files named in an error
+SHOWN = 5  # reasons named in an error
 
 
 def pack(source: Source, settings: Prepare, folder: Path, observer: Observer = SILENT) -> Manifest:
@@ -38,16 +44,68 @@ def pack(source: Source, settings: Prepare, folder: Path, observer: Observer = S
     Raises:
         UserError: too many images are broken, or none is left to train on or to score.
     """
-    building = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(building, ignore_errors=True)
+    _remove_abandoned(folder)
+    building = _temporary(folder)
     building.mkdir(parents=True)
     try:
         manifest = _pack_into(building, source, settings, observer)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return manifest
+
+
+def check_target(folder: Path) -> None:
+    """Whether a store can be put there, before any work.
+
+    Raises:
+        UserError: it cannot: it is a link or a mount, or something there cannot be written to.
+    """
+    if folder.is_symlink() or folder.is_mount():
+        what = "link" if folder.is_symlink() else "mount"
+        raise UserError(
+            f"{folder} is a {what}, and the whole folder is replaced; remove the {what}, or put it at {folder.parent}"
+        )
+    trial = _temporary(folder)
+    try:
+        trial.mkdir(parents=True)
+        trial.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent} cannot be written to ({error.strerror}); make it a folder that you may write to"
+        ) from error
+    # Twice: another process may be replacing it.
+    if all(folder.exists() and not os.access(folder, os.W_OK | os.X_OK) for _ in range(2)):
+        raise UserError(f"{folder} cannot be replaced: it is read-only; make it writable, or remove it")
+
+
+def _temporary(folder: Path) -> Path:
+    """A path beside a folder that no other process uses."""
+    return folder.with_name(f"{folder.name}.{uuid4().hex}.tmp")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left: nothing has been written there for long."""
+    for left in [*folder.parent.glob(f"{escape(folder.name)}.*.tmp"), folder.with_name(f"{folder.name}.tmp")]:
+        with suppress(OSError):
+            if max(path.stat().st_mtime for path in (left, *left.iterdir())) < time.time() - ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _publish(building: Path, folder: Path) -> None:
+    """Put a whole folder in the place of another; of several processes the last wins, with all that is its own."""
+    while True:
+        try:
+            building.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return
+        before = _temporary(folder)
+        with suppress(FileNotFoundError):  # another process was quicker
+            folder.rename(before)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 @dataclass
@@ -57,12 +115,14 @@ class _Packed:
     kept: list[int] = field(default_factory=list)  # positions in the source
     broken: list[tuple[str, str]] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
+    keys: list[int] = field(default_factory=list)  # of each image, equal for equal pixels
+    blank: list[int] = field(default_factory=list)  # which images have a single color
     # How often each channel has each value in the images that are trained on.
     values: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
 
 
 def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observer) -> Manifest:
-    packed = _write_images(folder / "images.npy", source, settings.image_size, observer)
+    packed = _write_images(folder / IMAGES, source, settings.image_size, observer)
     _check_broken(source, len(packed.kept), packed.broken, settings.max_broken)
     # Positions of the kept items ascend, so that the parts of the source stay contiguous.
     train_count = bisect_left(packed.kept, source.train_count)
@@ -83,6 +143,7 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observ
         dataset=settings.source,
         protocol=settings.protocol,
         imbalance=settings.imbalance,
+        frames=settings.frames,
         count=len(items),
         train_count=train_count,
         score_start=score_start,
@@ -95,6 +156,10 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observ
         labels=[numbers.get(item.label or "", -1) for item in items] if numbers else None,
         class_names=class_names,
         skipped=source.skipped + packed.broken,
+        broken=len(packed.broken),
+        notes=source.notes,
+        blank=packed.blank,
+        duplicates=_duplicates(packed),
     )
     write_store(folder, manifest)
     return manifest
@@ -115,6 +180,8 @@ def _write_images(path: Path, source: Source, size: int, observer: Observer) -> 
                     images = np.stack(list(good.values()))
                     writer.append(images)
                     packed.digest.update(images)
+                    packed.blank += (np.flatnonzero(_is_blank(images)) + len(packed.keys)).tolist()
+                    packed.keys += [hash(image.tobytes()) for image in images]
                     trained_on = images[: bisect_left(list(good), source.train_count)]
                     for channel, counts in enumerate(packed.values):
                         counts += np.bincount(trained_on[..., channel].ravel(), minlength=256)
@@ -125,13 +192,36 @@ def _write_images(path: Path, source: Source, size: int, observer: Observer) -> 
     return packed
 
 
+def _is_blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(N,) whether all pixels of an image are equal."""
+    blank: NDArray[np.bool_] = (images[:, 0] == images[:, 0, :1]).all(axis=(1, 2))  # of most the first row tells
+    blank[blank] = (images[blank] == images[blank, :1, :1]).all(axis=(1, 2, 3))
+    return blank
+
+
+def _duplicates(packed: _Packed) -> list[tuple[int, int]]:
+    """Images that equal an earlier one, each with the first such; those of a single color are none."""
+    _, first, inverse = np.unique(np.array(packed.keys, np.int64), return_index=True, return_inverse=True)
+    earlier = first[inverse]
+    repeated = earlier < np.arange(len(earlier))
+    repeated[np.array(packed.blank, np.int64)] = False
+    return [(int(image), int(earlier[image])) for image in np.flatnonzero(repeated)]
+
+
 def _check_broken(source: Source, kept: int, broken: list[tuple[str, str]], max_broken: float) -> None:
     share = len(broken) / max(kept + len(broken), 1)
     if kept and share <= max_broken:
         return
-    examples = "".join(f"\n  {file}: {reason}" for file, reason in broken[:SHOWN])
-    more = f"\n  … and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+    reasons = Counter(reason for _, reason in broken)
+    first = {reason: file for file, reason in reversed(broken)}
+    lines = [
+        f"\n  {count:,} × {printable(reason)}; the first: {printable(first[reason])}"
+        for reason, count in reasons.most_common(SHOWN)
+    ]
+    more = f"\n  … and {len(reasons) - SHOWN} other reasons" if len(reasons) > SHOWN else ""
+    if not kept:
+        raise UserError(f"{source.name}: none of {len(broken):,} images can be read{''.join(lines)}{more}")
     raise UserError(
-        f"{source.name}: {len(broken)} of {kept + len(broken)} images cannot be read ({share:.0%}); "
-        f"prepare.max_broken accepts {max_broken:.0%}. Repair or remove them, or raise it.{examples}{more}"
+        f"{source.name}: {len(broken):,} of {kept + len(broken):,} images cannot be read ({share:.0%}); "
+        f"prepare.max_broken accepts {max_broken:.0%}. Repair or remove them, or raise it.{''.join(lines)}{more}"
     )

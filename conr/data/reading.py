@@ -11,8 +11,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.data.decode import UnreadableImageError
 from conr.data.items import Item
+from conr.data.opening import UnreadableImageError
 from conr.errors import UserError
 from conr.processes import Workers, cores
 

@@ -1,9 +1,7 @@
 """Where images come from: scikit-learn's digits, any folder, or the data sets of the paper."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +10,14 @@ from numpy.typing import NDArray
 from conr.data.benchmarks import cifar10, cifar20, stl10
 from conr.data.folders import images_below
 from conr.data.imagenet import imagenet_subset, tiny_imagenet
-from conr.data.items import Item, Source, arranged, array_items
+from conr.data.items import Item, Source, arranged, array_items, paged
+from conr.data.labels import by_table, doubts, folder_label, read_table
 from conr.data.long_tail import long_tail
 from conr.errors import UserError
 from conr.parameters import Prepare
 
 NEITHER_TRAIN_NOR_TEST = "neither in train nor in test"
+PAGES = {"first": "the first counts", "all": "each is an image", "max": "the maximum of all counts"}
 
 
 def open_source(settings: Prepare) -> Source:
@@ -78,20 +78,52 @@ def _digits(settings: Prepare) -> Source:
 
 def _folder(settings: Prepare) -> Source:
     root = Path(settings.path)
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"prepare.path: {root} {what}; set it to the folder that holds your images")
-    from_table = settings.labels == "csv"
-    label_of = _labels_table(root, settings).get if from_table else partial(_label_by_folder, settings)
-    items, skipped = images_below(root, f"prepare.path: {root}", settings.image_size, settings.fit, label_of)
-    if from_table:  # which is a file in the folder, and none that was left out
+    check_folder(root)
+    images, skipped = images_below(root, f"prepare.path: {root}", settings.image_size, settings.fit, settings.exclude)
+    labels, notes = _labels(root, settings, [item.file for item in images])
+    if settings.labels == "csv":  # which is a file in the folder, and none that was left out
         skipped = [(file, reason) for file, reason in skipped if file != settings.labels_file]
-    if settings.labels != "none" and all(item.label is None for item in items):
-        where = settings.labels_file if from_table else "a subfolder"
-        raise UserError(f"prepare.labels: no image in {root} gets a label from {where}; check it, or use labels: none")
+    labeled = [replace(item, label=labels.get(item.file)) for item in images]
+    items, stacks = paged(root, labeled, settings.frames)
+    if stacks:
+        notes.append(f"{stacks:,} files have more than one page or frame; {PAGES[settings.frames]} (prepare.frames)")
     if settings.protocol == "held-out":
-        return _split_by_folders(str(root), items, skipped)
-    return arranged(str(root), settings.protocol, items, skipped=skipped)
+        return _split_by_folders(str(root), items, skipped, notes)
+    return arranged(str(root), settings.protocol, items, skipped=skipped, notes=notes)
+
+
+def check_folder(root: Path) -> None:
+    """Whether prepare.path names a folder.
+
+    Raises:
+        UserError: it does not.
+    """
+    if root.is_dir():
+        return
+    if root.is_symlink():
+        what = f"is a link to {root.readlink()}, which " + ("is no folder" if root.exists() else "does not exist")
+    else:
+        what = "is not a folder" if root.exists() else "does not exist"
+    raise UserError(f"prepare.path: {root} {what}; set it to the folder that holds your images")
+
+
+def _labels(root: Path, settings: Prepare, files: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The label of each file below a folder, and what should be known of them."""
+    notes: list[str] = []
+    if settings.labels == "none":
+        return {}, notes
+    labels: dict[str, str | None]
+    if settings.labels == "csv":
+        found, notes = by_table(read_table(_path_of_table(root, settings)), files, settings.labels_file)
+        labels = {file: found.get(file) for file in files}
+    else:
+        skip = 1 if settings.protocol == "held-out" else 0  # train and test are no classes
+        labels = {file: folder_label(file, settings.labels, skip) for file in files}
+        if not any(labels.values()):
+            raise UserError(
+                f"prepare.labels: no image in {root} gets a label from a subfolder; check it, or use labels: none"
+            )
+    return labels, notes + doubts(labels)
 
 
 def array_source(images: NDArray[np.uint8], labels: Sequence[object] | None, image_size: int) -> Source:
@@ -113,7 +145,9 @@ def array_source(images: NDArray[np.uint8], labels: Sequence[object] | None, ima
     return arranged("an array", "all", array_items("{:06d}", images, texts, image_size))
 
 
-def _split_by_folders(root: str, items: Sequence[Item], skipped: Sequence[tuple[str, str]]) -> Source:
+def _split_by_folders(
+    root: str, items: Sequence[Item], skipped: Sequence[tuple[str, str]], notes: Sequence[str]
+) -> Source:
     """The images in train and test, the folders' names in the convention of torchvision's ImageFolder."""
     splits: dict[str, list[Item]] = {}
     loose = []
@@ -129,19 +163,10 @@ def _split_by_folders(root: str, items: Sequence[Item], skipped: Sequence[tuple[
             f"prepare.protocol: held-out expects images in the folders train and test of {root}, and in no other; "
             f"found {found}. Rename them, or use protocol: all"
         )
-    return arranged(root, "held-out", splits["train"], splits["test"], skipped=sorted([*skipped, *loose]))
+    return arranged(root, "held-out", splits["train"], splits["test"], skipped=sorted([*skipped, *loose]), notes=notes)
 
 
-def _label_by_folder(settings: Prepare, file: str) -> str | None:
-    folders = file.split("/")[:-1]
-    if settings.protocol == "held-out":
-        folders = folders[1:]  # train and test are no classes
-    if not folders:
-        return None
-    return folders[0] if settings.labels == "folder" else folders[-1]
-
-
-def _labels_table(root: Path, settings: Prepare) -> dict[str, str]:
+def _path_of_table(root: Path, settings: Prepare) -> Path:
     path = root / settings.labels_file
     if not path.resolve().is_relative_to(root.resolve()):
         raise UserError(
@@ -149,14 +174,7 @@ def _labels_table(root: Path, settings: Prepare) -> dict[str, str]:
         )
     if not path.is_file():
         raise UserError(f"prepare.labels_file: {path} does not exist")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"file", "label"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{path}: the first line must name the columns file and label")
-            return {row["file"]: row["label"] for row in reader if row["label"]}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a table in UTF-8 ({error}); save it as CSV in UTF-8") from error
+    return path
 
 
 READERS = {

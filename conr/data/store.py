@@ -1,17 +1,47 @@
 """The packed store: all images in one memory-mapped uint8 array, with a manifest that says what they are."""
 
-import json
-from dataclasses import asdict, dataclass, replace
+import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
-from conr.errors import UserError
+from conr.errors import UserError, one_line
+from conr.files import load_json, write_json
+
+AGAIN = "delete the folder and run conr prepare again"
+IMAGES, MANIFEST = "images.npy", "manifest.json"
+ROWS = 256  # images that are hashed at a time
+CHECKED = 2**26  # bytes of pixels: so many are compared with their checksum whenever a store is opened
 
 
-@dataclass(frozen=True)
-class Manifest:
+def _read_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value.keys() == {"bytes"} and isinstance(value["bytes"], str):
+        return os.fsdecode(bytes.fromhex(value["bytes"]))
+    raise ValueError('should be text, or {"bytes": hexadecimal digits}')
+
+
+def _write_text(text: str) -> str | dict[str, str]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return {"bytes": os.fsencode(text).hex()}
+    return text
+
+
+# A file name may hold bytes that are no UTF-8, which Python keeps as lone surrogates, and JSON cannot.
+Text = Annotated[str, PlainValidator(_read_text), PlainSerializer(_write_text)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Manifest(BaseModel):
     """What the store holds.
 
     Attributes:
@@ -19,6 +49,7 @@ class Manifest:
         dataset: the value of prepare.source.
         protocol: the value of prepare.protocol.
         imbalance: the value of prepare.imbalance.
+        frames: the value of prepare.frames.
         count: number of images N.
         train_count: the first so many images are trained on.
         score_start: the images from this one on are scored.
@@ -30,24 +61,54 @@ class Manifest:
         labels: the N class numbers (−1 where unknown), or None. For scores only.
         class_names: names of the classes.
         skipped: (file, reason) of everything that is not in the store.
+        broken: so many of them, the last, are images that cannot be read.
+        notes: what people should know of the source, a sentence each.
+        blank: which images have a single color, ascending.
+        duplicates: which images equal an earlier one, ascending, each with the first such; without those of a single
+            color.
     """
 
-    source: str
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    source: Text
     dataset: str
     protocol: str
-    imbalance: float
-    count: int
-    train_count: int
-    score_start: int
-    image_size: int
+    imbalance: Annotated[float, Field(ge=1)]
+    frames: str = "first"
+    count: Annotated[int, Field(ge=1)]
+    train_count: Annotated[int, Field(ge=1)]
+    score_start: Count
+    image_size: Annotated[int, Field(ge=1)]
     fit: str
-    mean: list[float]
-    std: list[float]
-    checksum: str
-    files: list[str]
-    labels: list[int] | None
-    class_names: list[str]
-    skipped: list[tuple[str, str]]
+    mean: Annotated[list[Share], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
+    checksum: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    files: list[Text]
+    labels: list[Annotated[int, Field(ge=-1)]] | None = None
+    class_names: list[Text] = []
+    skipped: list[tuple[Text, Text]] = []
+    broken: Count = 0
+    notes: list[Text] = []
+    blank: list[Count] = []
+    duplicates: list[tuple[Count, Count]] = []
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        labels, numbers = self.labels, [*self.blank, *(image for image, _ in self.duplicates)]
+        for wrong, what in (
+            (self.train_count > self.count, f"train_count is {self.train_count}, count {self.count}"),
+            (self.score_start >= self.count, f"score_start is {self.score_start}, count {self.count}"),
+            (len(self.files) != self.count, f"there are {len(self.files)} files, count is {self.count}"),
+            (labels is not None and len(labels) != self.count, "there are not as many labels as images"),
+            (max(labels or [-1]) >= len(self.class_names), "a label is larger than the number of class_names"),
+            (len(set(self.class_names)) != len(self.class_names), "class_names are not different"),
+            (self.broken > len(self.skipped), "more files are broken than skipped"),
+            (max(numbers, default=-1) >= self.count, "blank or duplicates name an image that is not there"),
+            (any(first >= image for image, first in self.duplicates), "an image is the duplicate of a later one"),
+        ):
+            if wrong:
+                raise ValueError(what)
+        return self
 
 
 @dataclass(frozen=True)
@@ -107,18 +168,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist; run conr prepare first (dvc repro runs all stages in order)")
-    try:
-        content = json.loads((folder / "manifest.json").read_text())
-        content["skipped"] = [tuple(pair) for pair in content["skipped"]]
-        manifest = Manifest(**content)
-        if not (0 < manifest.train_count <= manifest.count and 0 <= manifest.score_start < manifest.count):
-            raise ValueError(
-                f"the first {manifest.train_count} of {manifest.count} images to train on, those from "
-                f"{manifest.score_start} on to score"
-            )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a whole store ({error}); delete it and run conr prepare again") from error
-    return manifest
+    return load_json(folder / MANIFEST, Manifest, AGAIN)
 
 
 def open_store(folder: Path) -> Store:
@@ -130,37 +180,53 @@ def open_store(folder: Path) -> Store:
     manifest = load_manifest(folder)
     try:
         # Copy-on-write pages: never written to, but PyTorch warns about read-only memory.
-        images = np.lib.format.open_memmap(folder / "images.npy", mode="c")
+        images = np.lib.format.open_memmap(folder / IMAGES, mode="c")
     except Exception as error:  # numpy parses the header as Python: damage there raises errors of many classes
-        raise UserError(f"{folder} is not a whole store ({error}); delete it and run conr prepare again") from error
+        raise UserError(f"{folder / IMAGES} is missing or damaged ({one_line(error)}); {AGAIN}") from error
     expected = (manifest.count, manifest.image_size, manifest.image_size, 3)
-    if images.shape != expected or images.dtype != np.uint8 or len(manifest.files) != manifest.count:
+    if images.shape != expected or images.dtype != np.uint8:
         raise UserError(
-            f"{folder}: images.npy holds {images.shape} {images.dtype}, its manifest says {expected}; "
-            "delete the folder and run conr prepare again"
+            f"{folder}: images.npy holds {images.shape} {images.dtype}, its manifest says {expected} uint8; {AGAIN}"
         )
     labels = None if manifest.labels is None else np.array(manifest.labels, dtype=np.int64)
-    return Store(images, labels, manifest)
+    store = Store(images, labels, manifest)
+    if images.nbytes <= CHECKED:
+        verify(store, folder)
+    return store
+
+
+def verify(store: Store, folder: Path) -> None:
+    """Compare the pixels with their checksum, half a gigabyte a second or more.
+
+    Raises:
+        UserError: they are other pixels.
+    """
+    digest = hashlib.sha256()
+    for first in range(0, len(store.images), ROWS):
+        digest.update(store.images[first : first + ROWS].tobytes())
+    if digest.hexdigest() != store.manifest.checksum:
+        raise UserError(f"{folder}: images.npy holds other pixels than its manifest says (checksum); {AGAIN}")
 
 
 def write_store(folder: Path, manifest: Manifest) -> None:
     """Write the manifest beside images.npy, which makes the folder a store."""
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1))
+    write_json(folder / MANIFEST, manifest)
 
 
 def write_subset(store: Store, chosen: NDArray[np.int64], folder: Path) -> None:
     """Write some images of a store, in this order, as a store of their own; all of them are trained on and scored."""
     manifest, labels = store.manifest, store.manifest.labels
     folder.mkdir(parents=True)
-    np.save(folder / "images.npy", store.images[chosen])
-    write_store(
-        folder,
-        replace(
-            manifest,
-            count=len(chosen),
-            train_count=len(chosen),
-            score_start=0,
-            files=[manifest.files[index] for index in chosen],
-            labels=None if labels is None else [labels[index] for index in chosen],
-        ),
-    )
+    images = store.images[chosen]
+    np.save(folder / IMAGES, images)
+    changes = {
+        "count": len(chosen),
+        "train_count": len(chosen),
+        "score_start": 0,
+        "checksum": hashlib.sha256(images.tobytes()).hexdigest(),
+        "files": [manifest.files[index] for index in chosen],
+        "labels": None if labels is None else [labels[index] for index in chosen],
+        "blank": [],
+        "duplicates": [],
+    }
+    write_store(folder, manifest.model_copy(update=changes))

@@ -39,6 +39,16 @@ class Prepare(Group):
         description="digits (1,797 images, ships with scikit-learn), a folder of images, or a data set of the paper",
     )
     path: str = Field(default="images", description="With source folder: the images; searched at any depth")
+    exclude: list[str] = Field(
+        default=[],
+        description="With source folder: files and folders to leave out, as names or patterns such as '*_mask.png'; "
+        "with a slash, paths below path",
+    )
+    frames: Literal["first", "all", "max"] = Field(
+        default="first",
+        description="With source folder: what counts of a file with several pages or frames: the first, all as images "
+        "of their own, or their maximum (for stacks of a microscope)",
+    )
     root: str = Field(
         default="data", description="With a data set of the paper: the folder of its files, not tracked by DVC"
     )
@@ -67,6 +77,15 @@ class Prepare(Group):
     max_broken: float = Field(
         default=0.1, ge=0, le=1, description="Largest share of unreadable images that is accepted"
     )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _is_text(cls, path: object) -> object:
+        if isinstance(path, int | float) and not isinstance(path, bool):
+            raise PydanticCustomError("number", "'{path}', in quotes: without them it is a number", {"path": path})
+        if path is None or path == "":
+            raise PydanticCustomError("empty", "the name of a folder, in quotes if it begins with #")
+        return path
 
     @field_validator("path")
     @classmethod

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
 from conr.data.folders import images_below
-from conr.data.items import Item
+from conr.data.items import Item, paged
 from conr.data.reading import read_all
+from conr.data.store import load_manifest
 from conr.embedding.session import infer, open_session, properties
 from conr.errors import UserError
 from conr.evaluation.assignment import Assignment, assign
@@ -87,7 +88,8 @@ def assign_folder(
     if sort_into is not None:
         _check_sort_into(sort_into, folder)
     encoder = open_encoder(workspace, device)
-    items, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
+    images, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
+    items, _ = paged(folder, images, _frames(workspace))
 
     embeddings, reasons = embed_items(encoder, items, observer)
     files = [item.file for item, reason in zip(items, reasons, strict=True) if not reason]
@@ -147,6 +149,14 @@ def embed_items(
         parts = list(results)
     empty = np.empty((0, encoder.centroids.shape[1]), np.float32)
     return np.concatenate([empty, *parts]), reasons
+
+
+def _frames(workspace: Workspace) -> str:
+    """What counts of a file with several pages: as for the images of the run, but one image a file."""
+    if not workspace.store.exists():
+        return "first"
+    frames = load_manifest(workspace.store).frames
+    return "first" if frames == "all" else frames
 
 
 def _check_output(output: Path) -> None:

@@ -1,9 +1,12 @@
 """prepare: images of a source → the packed store."""
 
+from pathlib import Path
+
 from conr.data.items import Source
-from conr.data.pack import pack
+from conr.data.pack import check_target, pack
 from conr.data.sources import open_source
 from conr.data.store import Manifest
+from conr.errors import UserError
 from conr.observer import SILENT, Observer
 from conr.parameters import PrepareStage
 from conr.pipeline.workspace import Workspace
@@ -26,6 +29,18 @@ def prepare(
     Raises:
         UserError: the images are missing, or too many are broken.
     """
+    check_target(workspace.store)
+    if source is None and parameters.prepare.source == "folder":
+        _check_apart(workspace, Path(parameters.prepare.path))
     root = str(workspace.outside(parameters.prepare.root))
     settings = parameters.prepare.model_copy(update={"root": root})
     return pack(open_source(settings) if source is None else source, settings, workspace.store, observer)
+
+
+def _check_apart(workspace: Workspace, images: Path) -> None:
+    """The results of one run would be among the images of the next, and DVC refuses a folder that holds its outputs."""
+    if workspace.store.resolve().is_relative_to(images.resolve()):
+        raise UserError(
+            f"prepare.path: {images} holds the project itself, whose results would be images; name a folder beside or "
+            "below it that holds only the images"
+        )

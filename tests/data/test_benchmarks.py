@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
 from conr.data.imagenet import classes_of
-from conr.data.items import NOT_AN_IMAGE, Source
+from conr.data.items import OTHER_SUFFIX, Source
 from conr.data.sources import open_source
 from conr.errors import UserError
 from conr.parameters import Prepare
@@ -444,7 +444,7 @@ def test_other_files_among_the_images_are_listed(tmp_path: Path) -> None:
     (tmp_path / "train/n02690373/list.txt").touch()
     (tmp_path / "train/n02690373/.DS_Store").touch()
     source = opened("imagenet10", tmp_path)
-    assert source.skipped == [("train/n02690373/list.txt", NOT_AN_IMAGE)]
+    assert source.skipped == [("train/n02690373/list.txt", OTHER_SUFFIX)]
     assert len(source.items) == 20
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from conr.data.decode import SUFFIXES, UnreadableImageError, decode
+from conr.data.decode import decode
+from conr.data.formats import SUFFIXES_OF
+from conr.data.opening import UnreadableImageError
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF"}
-FORMATS |= {".tiff": "TIFF"}
+FORMATS = {suffix: kind for kind, suffixes in SUFFIXES_OF.items() for suffix in suffixes if kind != "HEIF"}
 ORIENTATION = 0x0112
 FEW_PIXELS = 64 * 64  # so that damaged files that claim to be huge cost no time
 
@@ -43,7 +44,7 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 # Kinds of files
 
 
-@pytest.mark.parametrize("suffix", [*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)])
+@pytest.mark.parametrize("suffix", [*FORMATS, *(suffix.upper() for suffix in FORMATS)])
 def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     path = saved(tmp_path / f"image{suffix}", flat((200, 100, 50)))
     pixels = decode(path, 8, "crop")
@@ -300,7 +301,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     os.mkfifo(path)
-    with pytest.raises(UnreadableImageError, match=r"^empty file$"):
+    with pytest.raises(UnreadableImageError, match=r"^not a regular file$"):
         decode(path, 8, "crop")
 
 
@@ -322,7 +323,7 @@ def test_text_is_no_image(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "image.png", flat((0, 0, 0), size=64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UnreadableImageError, match=r"^more pixels"):
+    with pytest.raises(UnreadableImageError, match=r"^4,096 pixels are more than the limit of 178,956,970; save"):
         decode(path, 8, "crop")
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conr.data import reading
-from conr.data.decode import UnreadableImageError, decode, resize
+from conr.data.decode import decode, resize
 from conr.data.items import Item
+from conr.data.opening import UnreadableImageError
 from conr.data.reading import CHUNK, read_all
 from conr.errors import UserError
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conr.data import reading
-from conr.data.decode import UnreadableImageError
 from conr.data.items import Item, Source
+from conr.data.opening import UnreadableImageError
 from conr.data.pack import pack
 from conr.data.sources import open_source
 from conr.data.store import open_store
 from conr.errors import UserError
+from conr.files import ABANDONED
 from conr.parameters import Prepare
 
 SIZE = 5
@@ -136,12 +139,15 @@ def test_a_store_replaces_the_one_before(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_what_an_interrupted_run_left_is_no_hindrance(tmp_path: Path) -> None:
-    (tmp_path / "store.tmp").mkdir()
-    (tmp_path / "store.tmp/images.npy").write_bytes(b"half")
+def test_what_a_killed_run_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    for name, age in (("store.tmp", 2), ("store.1f.tmp", 2), ("store.2e.tmp", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "images.npy").write_bytes(b"half")
+        for path in (tmp_path / name / "images.npy", tmp_path / name):
+            os.utime(path, (time.time() - age * ABANDONED,) * 2)
     pack(source([None] * 2), SETTINGS, tmp_path / "store")
     assert open_store(tmp_path / "store").manifest.count == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "store.2e.tmp"]
 
 
 def test_a_real_folder_is_packed(tmp_path: Path) -> None:
@@ -252,8 +258,21 @@ def test_too_many_broken_images_are_counted_and_named(tmp_path: Path) -> None:
         pack(source(["a"] * 20, torn=range(8)), SETTINGS, tmp_path / "store")
     message = str(caught.value)
     assert "a test: 8 of 20 images cannot be read (40%); prepare.max_broken accepts 10%" in message
-    assert [line for line in message.splitlines() if "torn" in line] == [f"  file-{n}: torn in two" for n in range(5)]
-    assert message.endswith("… and 3 more")
+    assert message.endswith("raise it.\n  8 × torn in two; the first: file-0")
+
+
+def test_broken_images_are_counted_by_reason(tmp_path: Path) -> None:
+    def fails(reason: str) -> NDArray[np.uint8]:
+        raise UnreadableImageError(reason)
+
+    reasons = ["b", "a", "b", *"cdefg"]
+    items = [Item(f"file-{number}", None, partial(fails, reason)) for number, reason in enumerate(reasons)]
+    with pytest.raises(UserError) as caught:
+        pack(Source("a test", items, train_count=8, score_start=0), SETTINGS, tmp_path / "store")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "a test: none of 8 images can be read"
+    assert lines[1:3] == ["  2 × b; the first: file-0", "  1 × a; the first: file-1"]
+    assert lines[-1] == "  … and 2 other reasons"
 
 
 def test_too_many_broken_images_leave_the_old_store(tmp_path: Path) -> None:
@@ -277,7 +296,7 @@ def test_exactly_the_share_that_is_accepted_is_accepted(
 
 
 def test_nothing_but_broken_images_is_an_error_whatever_is_accepted(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^a test: 4 of 4 .*prepare\.max_broken"):
+    with pytest.raises(UserError, match=r"^a test: none of 4 images can be read\n"):
         pack(source([None] * 4, torn=range(4)), Prepare(image_size=SIZE, max_broken=1.0), tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
@@ -289,6 +308,11 @@ def test_another_error_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a mistake in the code"):
         pack(Source("x", [Item("a", None, fails)], train_count=1, score_start=0), SETTINGS, tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
 # Damaged stores
@@ -309,7 +333,7 @@ def test_a_missing_store_says_what_to_run(tmp_path: Path) -> None:
 def test_truncated_pixels_are_noticed(folder: Path, size: int) -> None:
     path = folder / "images.npy"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
+    with pytest.raises(UserError, match=rf"^{folder}/images\.npy .*conr prepare"):
         open_store(folder)
 
 
@@ -319,29 +343,36 @@ def test_a_damaged_header_is_noticed(folder: Path, shape: bytes) -> None:
     content = path.read_bytes()
     start = content.index(b"(")
     path.write_bytes(content[:start] + shape + content[start + len(shape) :])
-    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
+    with pytest.raises(UserError, match=rf"^{folder}/images\.npy .*conr prepare"):
         open_store(folder)
 
 
 @pytest.mark.parametrize("name", ["images.npy", "manifest.json"])
 def test_a_missing_part_is_noticed(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(UserError, match=rf"^{folder} .*{name}.*conr prepare"):
+    with pytest.raises(UserError, match=rf"^{folder}/{name} .*conr prepare"):
         open_store(folder)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"skipped": []}', "null"])
 def test_a_manifest_that_is_none_is_noticed(folder: Path, content: str) -> None:
     (folder / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
+    with pytest.raises(UserError, match=rf"^{folder}/manifest\.json .*conr prepare"):
         open_store(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("count", 5), ("image_size", 6), ("files", ["only one"])])
+@pytest.mark.parametrize(("key", "value"), [("image_size", 6), ("checksum", "0" * 64)])
 def test_a_manifest_of_other_pixels_is_noticed(folder: Path, key: str, value: object) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
+    change_manifest(folder, **{key: value})
     with pytest.raises(UserError, match=rf"^{folder}: images\.npy .*conr prepare"):
+        open_store(folder)
+
+
+def test_the_pixels_of_another_store_are_noticed(folder: Path, tmp_path: Path) -> None:
+    pack(source(["c", "d", "e", "f"], torn=[0]), Prepare(image_size=SIZE, max_broken=0.5), tmp_path / "other")
+    change_manifest(folder, count=3, train_count=3, files=["a", "b", "c"], labels=[0, 1, 0])
+    (tmp_path / "other/images.npy").replace(folder / "images.npy")
+    with pytest.raises(UserError, match=rf"^{folder}: images\.npy .*checksum.*conr prepare"):
         open_store(folder)
 
 
@@ -352,13 +383,37 @@ def test_pixels_of_another_type_are_noticed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("train_count", 0), ("train_count", 5), ("train_count", "4"), ("score_start", 4), ("score_start", -1)],
+    "changes",
+    [
+        {"train_count": 0},
+        {"train_count": 5},
+        {"train_count": "4"},
+        {"score_start": 4},
+        {"score_start": -1},
+        {"count": 5},
+        {"files": ["only one"]},
+        {"files": [1, 2, 3, 4]},
+        {"files": [{"bytes": "0x"}] * 4},
+        {"labels": [0, 1]},
+        {"labels": [0, 1, -1, 2]},
+        {"labels": [0, 1, -2, 0]},
+        {"class_names": ["a", "a"]},
+        {"mean": [0.5, 0.5]},
+        {"mean": [0.5, 0.5, float("nan")]},
+        {"std": [0.0, 0.1, 0.1]},
+        {"std": [1e300, 0.1, 0.1]},
+        {"imbalance": float("inf")},
+        {"checksum": "0"},
+        {"blank": [4]},
+        {"duplicates": [[0, 1]]},
+        {"duplicates": [[9, 1]]},
+        {"broken": 7},
+        {"more": 1},
+    ],
 )
-def test_a_manifest_of_impossible_parts_is_noticed(folder: Path, key: str, value: object) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {key: value}))
-    with pytest.raises(UserError, match=rf"^{folder} .*conr prepare"):
+def test_a_manifest_that_contradicts_itself_is_noticed(folder: Path, changes: dict[str, object]) -> None:
+    change_manifest(folder, **changes)
+    with pytest.raises(UserError, match=rf"^{folder}/manifest\.json .*conr prepare"):
         open_store(folder)
 
 
@@ -366,5 +421,5 @@ def test_a_store_of_an_older_version_is_noticed(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["train_count"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=rf"^{folder} .*train_count.*conr prepare"):
+    with pytest.raises(UserError, match=rf"^{folder}/manifest\.json .*train_count.*conr prepare"):
         open_store(folder)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from project import table
 
-from conr.data.items import NOT_AN_IMAGE
+from conr.data.items import OTHER_SUFFIX
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
 from conr.embedding.session import INPUT, OUTPUT, Properties, open_session
@@ -188,11 +188,11 @@ def test_a_broken_image_is_reported_and_the_others_assigned(project: Project, tm
 
 
 def test_files_that_were_skipped_are_counted_and_the_first_named(project: Project) -> None:
-    for name in ("notes.txt", "deep/film.mp4", "raw.cr2", "z.heic"):
+    for name in ("notes.txt", "deep/film.mp4", "raw.cr2", "z.svg"):
         (project.images / name).touch()
     assert project.assign().splitlines()[1:] == [
         "4 other files skipped:",
-        *(f"  {name}: {NOT_AN_IMAGE}" for name in ("deep/film.mp4", "notes.txt", "raw.cr2")),
+        *(f"  {name}: {OTHER_SUFFIX}" for name in ("deep/film.mp4", "notes.txt", "raw.cr2")),
         "  … and 1 more",
     ]
 

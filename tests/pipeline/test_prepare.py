@@ -66,8 +66,8 @@ def test_skipped_files_are_counted_and_the_first_three_named(empty: Workspace, t
         Image.fromarray(np.full((9, 9, 3), 40 * number, dtype=np.uint8)).save(photos / f"{number}.png")
     lines = summary(empty, source="folder", path=str(photos), labels="none")
     assert lines[0] == f"5 images of 8×8 pixels from {photos} in {empty.store}"
-    assert lines[1] == f"5 files skipped; {empty.store}/manifest.json lists them all:"
-    assert [line.partition(":")[0] for line in lines[2:]] == ["  0.txt", "  1.txt", "  2.txt"]
+    assert lines[1] == f"5 files or folders skipped (5 .txt); {empty.store}/manifest.json lists them all:"
+    assert [line.partition(":")[0] for line in lines[2:5]] == ["  0.txt", "  1.txt", "  2.txt"]
 
 
 WORDS = {"n01443537": "goldfish, Carassius auratus", "n02124075": "Egyptian cat"}

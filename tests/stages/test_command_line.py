@@ -80,7 +80,9 @@ def test_a_missing_params_file_says_where_to_get_one(tmp_path: Path) -> None:
 
 def test_a_file_where_a_folder_should_be_is_named_and_the_reverse(project: Path) -> None:
     (project / "artifacts").touch()
-    assert refused(project, "prepare") == "Error: artifacts/store.tmp: Not a directory"
+    assert refused(project, "prepare") == (
+        "Error: artifacts cannot be written to (Not a directory); make it a folder that you may write to"
+    )
     (project / "params.yaml").unlink()
     (project / "params.yaml").mkdir()
     assert refused(project, "prepare") == "Error: params.yaml: Is a directory"

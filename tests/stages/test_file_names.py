@@ -51,7 +51,7 @@ def test_the_console_and_all_results_take_them(photos: Path) -> None:
     command = [str(BIN / "conr"), "prepare"]
     packed = subprocess.run(command, cwd=photos, env=strict, capture_output=True, text=True, timeout=300, check=False)
     assert packed.returncode == 0, packed.stderr
-    assert "  K\\udce4fer/notes.txt: not an image file" in packed.stdout
+    assert "  K\\udce4fer/notes.txt: not an image by the suffix of its name" in packed.stdout
 
     workspace = Workspace.at(photos)
     write_json(workspace.embedded / RECORD, Record(seeds=[0], made_from={"encoder": ""}, precision="float32"))

@@ -10,12 +10,13 @@ BENCHMARKS := $(SPEED) cifar10 bit-equal gpu
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 .NOTPARALLEL:
-.PHONY: help run test check bench clean $(BENCHMARKS:%=bench-%) $(TABLES:%=bench-%)
+.PHONY: help run test check bench stress clean $(BENCHMARKS:%=bench-%) $(TABLES:%=bench-%)
 
 help:  ## List all commands
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
+	@[ -e .git ] || dvc config --local core.no_scm true  # a download without git
 	@dvc repro
 	@cat results/summary.txt
 
@@ -41,6 +42,9 @@ bench-frameworks:  ## Table of docs/experiments.md: ConNR on other self-supervis
 bench-long-tail:  ## Table of docs/experiments.md: long-tailed digits, five seeds
 bench-cifar10:  ## CIFAR-10 as image files, a small network on the CPU: ARGS='--images FOLDER'
 bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit COMMIT'
+stress: $(READY)  ## Kills, full disks, damaged files and two of everything at once; an hour, run it again to resume
+	@python bench/stress.py $(ARGS)
+
 bench-gpu:  ## On a GPU: speed, costs, parts and levers of the step (docs/gpu.md); run it again to resume
 
 $(BENCHMARKS:%=bench-%): bench-%: $(READY)

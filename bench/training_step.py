@@ -28,12 +28,11 @@ from torch.utils.benchmark import timer
 
 from conr import Observer, Parameters, Workspace, load_preset
 from conr.data.sources import array_source
-from conr.data.store import open_store
+from conr.data.store import load_manifest
 from conr.models.resnet import Encoder
 from conr.observer import SILENT
-from conr.pipeline.pretrain import model_spec
+from conr.pipeline.pretrain import model_spec, save_pretrained
 from conr.training.compute import machine
-from conr.training.weights import save_weights
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -63,9 +62,9 @@ class Case:
             workspace = Workspace.at(Path(folder))
             workspace.borrow(images, "artifacts/store")
             if stage == "finetune":
-                spec = model_spec(parameters, open_store(images.store).manifest)
-                model = spec.build(parameters.seed)
-                save_weights(workspace.pretrained.weights, model, spec, parameters.pretrain.epochs)
+                manifest = load_manifest(images.store)
+                model = model_spec(parameters, manifest).build(parameters.seed)
+                save_pretrained(workspace, model, parameters, manifest, [], parameters.pretrain.epochs)
             try:
                 run(stage, workspace, parameters, watch or Stopwatch(self))
             except EnoughStepsError as enough:

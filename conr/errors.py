@@ -1,5 +1,7 @@
 """The exception whose message is for the user, and how it quotes other errors."""
 
+import errno
+
 
 class UserError(Exception):
     """Something that the user can correct: a path, a flag, a key, a full disk, a diverged training.
@@ -15,6 +17,15 @@ class UserError(Exception):
     """
 
 
+class Note(UserWarning):
+    """Something that the user should know: what was done about a problem."""
+
+
 def one_line(error: Exception) -> str:
     """The first lines of an error's message as one, without pydantic's internals: it and onnxruntime use several."""
     return " ".join(" ".join(str(error).split("\n")[:3]).partition(" [type=")[0].split())
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that no more can be written: the disk, or what the user may use of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

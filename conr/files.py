@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from conr.errors import UserError, one_line
 
+BLOCK = 2**22  # numbers that are checked at a time
 ABANDONED = 3600.0  # seconds since a temporary file was last written to, after which its writer is taken for dead
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -101,7 +102,7 @@ def load_json(path: Path, model: type[Model], remedy: str) -> Model:
 
 
 def load_array(path: Path, remedy: str) -> NDArray[np.float32]:
-    """A float32 matrix from an .npy file, memory-mapped.
+    """A float32 matrix of finite numbers from an .npy file, memory-mapped.
 
     Its pages are copied on write: nothing is ever written to them, but PyTorch warns about read-only memory.
 
@@ -114,6 +115,9 @@ def load_array(path: Path, remedy: str) -> NDArray[np.float32]:
         raise UserError(f"{path} is missing or damaged ({one_line(error)}); {remedy}") from error
     if array.ndim != 2 or array.dtype != np.float32:
         raise UserError(f"{path} holds {array.dtype} {array.shape}, not a float32 matrix; {remedy}")
+    rows = max(BLOCK // max(array.shape[1], 1), 1)
+    if not all(np.isfinite(array[first : first + rows]).all() for first in range(0, len(array), rows)):
+        raise UserError(f"{path} holds numbers that are not finite; {remedy}")
     return array
 
 

@@ -1,14 +1,22 @@
-"""Processes beside this one: how many cores they share, and a pool whose processes never outlive it."""
+"""Processes beside this one: how many cores they share, who ends with whom, and who may write where."""
 
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+
+from conr.errors import UserError
+
+CHECKED = 0.5  # seconds between two checks whether the parent is still there
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -19,6 +27,51 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class BusyError(UserError):
+    """Another process works on what this one wants to work on."""
+
+
+def end_with_parent() -> None:
+    """End this process as SIGTERM does when its parent ends, however that ends: it would work on without an owner."""
+    Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(CHECKED)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def exclusive(path: Path, what: str, wait: float = 0.0) -> Iterator[None]:
+    """Be the only process that works on something; the system takes this back from one that is killed.
+
+    Args:
+        path: of the lock file, which is made; a file beside it names the process.
+        what: it is, for the message.
+        wait: seconds until another process is taken for busy: one that is just ending still has the lock.
+
+    Raises:
+        BusyError: another process has it; it is named.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.with_suffix(".pid")
+    lock = FileLock(path, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        named = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
+        raise BusyError(
+            f"another conr (process {named}) works on {what}; wait until it has ended, or stop it"
+        ) from error
+    try:
+        owner.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
 class Workers(ProcessPoolExecutor):

@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from conr.errors import UserError
 from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import ablation
 from conr.pipeline import estimate as cost
+from conr.pipeline import info as information
 from conr.pipeline import sweep as sweeping
 from conr.pipeline.assign import assign_folder
 from conr.pipeline.workspace import Workspace
+from conr.text import printable
 
 from .console import show_cursor
 
@@ -31,13 +34,18 @@ def assign(
     if sort_into is not None:
         lines.append(f"copied into one folder per cluster in {sort_into.resolve()}")
     if done.broken:
-        lines.append(f"{len(done.broken):,} images cannot be read, the first: {done.broken[0][0]}: {done.broken[0][1]}")
+        lines.append(f"{len(done.broken):,} images cannot be read, the first: {_named(done.broken[0])}")
     if done.skipped:
         lines.append(f"{len(done.skipped):,} other files skipped:")
-        lines += [f"  {file}: {reason}" for file, reason in done.skipped[:SHOWN]]
+        lines += [f"  {_named(pair)}" for pair in done.skipped[:SHOWN]]
     if len(done.skipped) > SHOWN:
         lines.append(f"  … and {len(done.skipped) - SHOWN:,} more")
     return "\n".join(lines)
+
+
+def _named(pair: tuple[str, str]) -> str:
+    """A file and why it was left out, on one line whatever is in the name."""
+    return printable(": ".join(pair))
 
 
 def ablate(
@@ -52,6 +60,18 @@ def sweep(workspace: Workspace, parameters: list[str], observer: Observer) -> st
     """Plot DVC's experiments."""
     count, figure, table = sweeping.sweep(workspace, parameters, observer)
     return f"{count} experiments in {figure} and {table}"
+
+
+def info(workspace: Workspace, verify: bool, observer: Observer) -> str:
+    """Say what the workspace holds.
+
+    Raises:
+        UserError: something of it is damaged.
+    """
+    lines, wrong = information.info(workspace, verify)
+    if wrong:
+        raise UserError("\n".join([*wrong, "", *lines]))
+    return "\n".join(["", *lines, *(["all of it is what was written"] if verify else [])])
 
 
 def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -> str:

@@ -5,18 +5,23 @@ Nothing heavy is imported before it is used, so that --help is quick.
 
 import errno
 import importlib
+import logging
 import os
 import signal
 import sys
 import time
+import traceback
+import warnings
 from io import TextIOWrapper
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
-from conr.errors import UserError
+from conr.errors import Note, UserError, disk_is_full, one_line
+from conr.text import printable
 
 from .integers import Integers, integers
 
@@ -25,6 +30,7 @@ ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
 GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
+SHOW_WARNING = warnings.showwarning
 LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
 
 app = typer.Typer(
@@ -65,6 +71,10 @@ def run(name: str, *arguments: Any) -> None:
         arguments: what it takes between the workspace and the observer.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _note
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of its fonts and their cache
+    if "DVC_STAGE" in os.environ:  # DVC runs this, and does not stop it when it is stopped itself
+        importlib.import_module("conr.processes").end_with_parent()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write an identifier into the home folder
     started = time.perf_counter()
     module, function = (name, "run") if name in STAGES else ("beside", name)
@@ -83,16 +93,20 @@ def run(name: str, *arguments: Any) -> None:
         if message is None:
             raise
         raise UserError(message) from error
-    typer.echo(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
+    _say(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
 
 
 def _check_stage(name: str, workspace: Any, parameters: Any) -> None:
-    """Check all parameters against the images, those of later stages too."""
+    """Check all parameters against the images, those of later stages too; compare them with those of earlier runs."""
+    if name == "prepare":
+        return
     from conr.data.store import load_manifest
     from conr.pipeline.checks import check_data
+    from conr.pipeline.records import note_other_parameters
 
-    if name != "prepare" and workspace.store.exists():
+    if workspace.store.exists():
         check_data(parameters, load_manifest(workspace.store))
+    note_other_parameters(workspace, name, parameters)
 
 
 def _out_of_memory(name: str, error: Exception) -> str | None:
@@ -115,13 +129,29 @@ def main() -> NoReturn:
     except UserError as error:
         _fail(str(error), 2)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_is_full(error):
             where = f" while writing {error.filename}" if error.filename else ""
             _fail(f"the disk is full{where}; free some space and run the same command again, saved epochs are kept", 2)
         if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}", 2)
+            _unexpected(error)
+        in_the_way = error.errno in (errno.EEXIST, errno.ENOTDIR)
+        remedy = (
+            "; a folder is needed there: rename it, or set TMPDIR if it is in a temporary folder" if in_the_way else ""
+        )
+        _fail(f"{error.filename}: {error.strerror}{remedy}", 2)
+    except Exception as error:
+        _unexpected(error)
     sys.exit(0)
+
+
+def _unexpected(error: Exception) -> NoReturn:
+    """The last resort: one message, and a file with what helps to find the fault."""
+    with NamedTemporaryFile(
+        "w", prefix="conr-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    what = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+    _fail(f"{what}. This is a fault of conr: please report it with {file.name}; saved epochs are kept", 1)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
@@ -129,8 +159,22 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
+def _say(text: str, err: bool = False) -> None:
+    """Print text of several lines; what else in it acts on a terminal (a file name may) becomes visible."""
+    typer.echo(printable(text, keep="\n"), err=err)
+
+
+def _note(message: Warning | str, category: type[Warning], *others: Any, **named: Any) -> None:
+    """Show conr's own notes like the rest of its messages."""
+    if issubclass(category, Note):
+        _say(f"Note: {message}", err=True)
+    else:
+        SHOW_WARNING(message, category, *others, **named)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
+    text = "Error: " + printable(message, keep="\n")
+    typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, fg=typer.colors.RED), err=True)
     sys.exit(code)
 
 
@@ -147,7 +191,7 @@ def new(
     """Make a project: params.yaml and dvc.yaml in a folder of their own, in which dvc repro runs all stages."""
     from conr.pipeline import project
 
-    typer.echo(project.make(folder, preset, git))
+    _say(project.make(folder, preset, git))
 
 
 @app.command()
@@ -155,7 +199,7 @@ def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
     sort_into: Annotated[
-        Path | None, typer.Option(help="Also copy the images into this new or empty folder, by cluster")
+        Path | None, typer.Option(help="Also copy the images into this new folder, by cluster; run again to resume")
     ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
@@ -172,7 +216,7 @@ def preset(
     """Start from a preset: write a complete params.yaml and say what it changes."""
     from conr.pipeline import params_file, presets
 
-    typer.echo(presets.listing() if name is None else presets.write(name, Path(params_file.NAME)))
+    _say(presets.listing() if name is None else presets.write(name, Path(params_file.NAME)))
 
 
 @app.command()
@@ -203,6 +247,14 @@ def sweep(
     First run them: dvc exp run --queue -S 'fr=0.7,0.8,0.9,1.0'; dvc queue start.
     """
     run("sweep", parameters)
+
+
+@app.command()
+def info(
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare it with its hashes")] = False,
+) -> None:
+    """Say what this folder holds: images, networks, embeddings, results."""
+    run("info", verify)
 
 
 @app.command()

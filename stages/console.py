@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 
 from conr.observer import Observer
+from conr.text import printable
 
 HOUR = 3600.0  # over which the speed is averaged for the remaining time: a step may be an epoch, and take minutes
 
@@ -43,7 +45,7 @@ class ProgressBar(Observer):
             TextColumn("[dim]{task.fields[note]}"),
         )
         with Progress(*columns, console=console, speed_estimate_period=HOUR) as bars:
-            self._shown = bars, bars.add_task(name, total=total, completed=done, note="")
+            self._shown = bars, bars.add_task(escape(printable(name)), total=total, completed=done, note="")
             try:
                 yield
             finally:
@@ -55,7 +57,7 @@ class ProgressBar(Observer):
             bars, task = self._shown
             bars.advance(task, amount)
             if note:
-                bars.update(task, note=note)
+                bars.update(task, note=escape(printable(note)))
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         """Show the loss beside the bar."""

@@ -110,6 +110,11 @@ class Manifest(BaseModel):
                 raise ValueError(what)
         return self
 
+    @property
+    def training_identity(self) -> str:
+        """A short text that differs where other pixels are trained on."""
+        return f"{self.checksum}, the first {self.train_count}"
+
 
 @dataclass(frozen=True)
 class Store:
@@ -134,11 +139,6 @@ class Store:
     def training_labels(self) -> NDArray[np.int64] | None:
         """(train_count,) int64, −1 where unknown; or None."""
         return None if self.labels is None else self.labels[: self.manifest.train_count]
-
-    @property
-    def training_identity(self) -> str:
-        """A short text that differs where other pixels are trained on."""
-        return f"{self.manifest.checksum}, the first {self.manifest.train_count}"
 
     @property
     def label_names(self) -> list[str] | None:

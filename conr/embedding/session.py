@@ -1,9 +1,10 @@
 """An opened encoder, and the embeddings of many images through it, on all cores."""
 
+import io
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, redirect_stdout, suppress
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
     if device == "cpu":
         options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        with redirect_stdout(io.StringIO()):  # of a damaged file it prints that it tries again
+            session = onnxruntime.InferenceSession(path, options, providers=[provider])
         precision = properties(session).precision
     except Exception as error:  # onnxruntime raises classes of its own that share no public base
         raise UserError(f"{path} is not a whole ONNX file ({one_line(error)}); run conr extract again") from error

@@ -79,7 +79,9 @@ class Agreement:
 
 
 def label_scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) -> dict[str, float]:
-    """ACC, NMI, ARI and class-averaged ACC over the samples whose label is known; empty without labels.
+    """ACC, NMI, ARI and class-averaged ACC over the samples whose label is known.
+
+    Empty where they would say nothing: without labels, and where all labels are one class.
 
     Args:
         labels: (N,) int64, −1 where unknown; or None.
@@ -88,7 +90,7 @@ def label_scores(labels: NDArray[np.int64] | None, clusters: NDArray[np.int64]) 
     >>> conr.label_scores(numpy.array([0, 0, 1, 1]), numpy.array([5, 5, 3, 5]))["acc"]
     0.75
     """
-    if labels is None or not (labels >= 0).any():
+    if labels is None or len(np.unique(labels[labels >= 0])) < 2:
         return {}
     agreement = Agreement(labels[labels >= 0], clusters[labels >= 0])
     return {

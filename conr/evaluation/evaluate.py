@@ -1,9 +1,13 @@
 """The final clusters of a set of embeddings, and their scores."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
@@ -16,16 +20,17 @@ from conr.parameters import EvaluateStage
 from conr.parameters.groups import Evaluate
 
 MAP_POINTS = 2_000  # the map of the embeddings is a picture: more points hide more than they show
+NEARLY_EQUAL = 1e-3  # distance up to which unit vectors count as equal: k-means cannot tell them apart in float32
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Clusters, numbered from the largest by their size in what k-means saw.
+    """Clusters, numbered from the largest by their size in what k-means saw; those that hold no image come last.
 
     Attributes:
-        centroids: (K, D) float32.
+        centroids: (F, D) float32, of the F ≤ K clusters that hold images.
         sizes: (K,) int64, of all images.
-        assignment: the cluster of each sample.
+        assignment: the cluster of each sample, among those that hold images.
         scores: key → value; acc, nmi and ari only if there are labels.
     """
 
@@ -34,11 +39,13 @@ class Evaluation:
     assignment: Assignment
     scores: dict[str, float]
 
-    def typical(self, cluster: int) -> list[int]:
-        """The samples of a cluster, those nearest to its centroid first."""
-        members = np.flatnonzero(self.assignment.clusters == cluster)
-        ranked: list[int] = members[np.argsort(self.assignment.own_distance[members], kind="stable")].tolist()
-        return ranked
+    @cached_property
+    def typical(self) -> list[list[int]]:
+        """The samples of each of the K clusters, those nearest to its centroid first."""
+        clusters, distances = self.assignment.clusters, self.assignment.own_distance
+        ranked = np.lexsort((distances, clusters))
+        ends = np.searchsorted(clusters[ranked], np.arange(1, len(self.sizes)))
+        return [part.tolist() for part in np.split(ranked, ends)]
 
 
 def evaluate(
@@ -66,8 +73,13 @@ def evaluate(
     """
     found = kmeans(embeddings[clustered], clusters, seed=seed, n_init=settings.n_init, max_iter=settings.max_iter)
     by_size = np.argsort(-cluster_sizes(found.assignments, clusters), kind="stable")
-    assignment = assign(embeddings, found.centroids[by_size])
+    centroids = _different(found.centroids[by_size])
+    assignment = assign(embeddings, centroids)
     sizes = cluster_sizes(assignment.clusters, clusters)
+    if len(centroids) < clusters or not sizes.all():  # "could also be" an empty cluster would mean nothing
+        centroids = centroids[np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]]
+        assignment = assign(embeddings, centroids)
+        sizes = cluster_sizes(assignment.clusters, clusters)
     scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
     width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
     if width is not None:
@@ -79,7 +91,20 @@ def evaluate(
         "smallest_cluster": int(sizes.min()),
         "largest_cluster": int(sizes.max()),
     }
-    return Evaluation(found.centroids[by_size], sizes, assignment, scores)
+    return Evaluation(centroids, sizes, assignment, scores)
+
+
+def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(K, D) centroids without those that (nearly) equal an earlier one.
+
+    With more clusters than different images k-means leaves copies, which would share the images of one group.
+    """
+    different, count = np.empty_like(centroids), 0
+    for centroid in centroids:
+        if count == 0 or cdist(centroid[None], different[:count]).min() > NEARLY_EQUAL:
+            different[count] = centroid
+            count += 1
+    return different[:count]
 
 
 def evaluate_store(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:
@@ -88,17 +113,26 @@ def evaluate_store(embeddings: NDArray[np.float32], store: Store, parameters: Ev
     return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored)
 
 
-def embedding_map(embeddings: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def embedding_map(embeddings: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
     """A plane in which neighbors stay neighbors (t-SNE), for at most 2,000 of the samples.
 
+    Samples that are (nearly) equal are one point: t-SNE would arrange them in a ring, and where there is nothing else
+    divides by their standard deviation of 0, which ends the process.
+
     Returns:
-        (M, 2) positions, and the (M,) indices of the samples.
+        (M, 2) positions, and the (M,) indices of the samples; None if all are (nearly) equal or one is not finite.
     """
-    count = len(embeddings)
-    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:MAP_POINTS])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:MAP_POINTS])
     sample = embeddings[chosen]
-    if len(sample) < 10:
-        return PCA(2).fit_transform(sample).astype(np.float32), chosen
-    perplexity = min(30, (len(sample) - 1) / 3)
-    plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(sample)
-    return plane.astype(np.float32), chosen
+    if not np.isfinite(sample).all():
+        return None
+    count, groups = connected_components(csr_array(cdist(sample, sample) <= NEARLY_EQUAL), directed=False)
+    if count < 2:
+        return None
+    different = sample[np.unique(groups, return_index=True)[1]]
+    if count < 10:
+        plane = PCA(2).fit_transform(different)
+    else:
+        perplexity = min(30, (count - 1) / 3)
+        plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(different)
+    return plane[groups].astype(np.float32), chosen

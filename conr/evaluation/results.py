@@ -62,4 +62,4 @@ def summarized(runs: list[dict[str, float]]) -> dict[str, MeanStd]:
 
 def _rounded(scores: Mapping[str, float]) -> dict[str, float]:
     """Scores with four decimals."""
-    return {key: round(value, 4) for key, value in scores.items()}
+    return {key: round(value, 4) + 0 for key, value in scores.items()}  # + 0: no −0.0

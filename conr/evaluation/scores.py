@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 Integers = NDArray[np.integer]
 
 SILHOUETTE_SAMPLE = 10_000  # the exact silhouette is quadratic in the number of images
+SILHOUETTE_MEMORY = 64  # MiB of distances that are held at a time
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def silhouette(features: NDArray[np.float32], clusters: Integers, seed: int) -> 
         features, clusters = features[chosen], clusters[chosen]
     if not 1 < np.unique(clusters).size < features.shape[0]:
         return None
-    return float(silhouette_score(features, clusters))
+    with config_context(working_memory=SILHOUETTE_MEMORY):
+        return float(silhouette_score(features, clusters))
 
 
 def cluster_sizes(assignments: Integers, clusters: int) -> NDArray[np.int64]:
@@ -107,7 +110,8 @@ def cluster_sizes(assignments: Integers, clusters: int) -> NDArray[np.int64]:
 def size_entropy(sizes: Integers) -> float:
     """Entropy of the cluster sizes over that of equal sizes: 1 when all are equal, 0 when one holds everything."""
     shares = sizes[sizes > 0] / sizes.sum()
-    return float(-(shares * np.log(shares)).sum() / np.log(len(sizes))) if len(sizes) > 1 else 1.0
+    # abs: of a single share the sum is −0.0.
+    return float(abs((shares * np.log(shares)).sum()) / np.log(len(sizes))) if len(sizes) > 1 else 1.0
 
 
 def feature_std(features: NDArray[np.float32] | Tensor) -> float:

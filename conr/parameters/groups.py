@@ -15,7 +15,7 @@ else:  # one file in conr/frameworks is one framework
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]  # so that a slip of the finger does not run for ever
 
 
 class Group(BaseModel):
@@ -104,12 +104,12 @@ class Network(Group):
     """Encoder and heads."""
 
     architecture: Literal["resnet18", "resnet34"] = Field(default="resnet18", description="Encoder (torchvision)")
-    width: int = Field(default=64, ge=4, description="Channels of the encoder's first stage; 64 in the paper")
+    width: int = Field(default=64, ge=4, le=8192, description="Channels of the encoder's first stage; 64 in the paper")
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar", description="cifar: 3×3, stride 1, no max-pool, for small images; imagenet: 7×7, stride 2"
     )
-    hidden: int = Field(default=4096, ge=1, description="Hidden units of projector and predictor")
-    dimension: int = Field(default=256, ge=2, description="Length of the features that are clustered")
+    hidden: int = Field(default=4096, ge=1, le=1_000_000, description="Hidden units of projector and predictor")
+    dimension: int = Field(default=256, ge=2, le=1_000_000, description="Length of the features that are clustered")
     bn_group: int = Field(
         default=0,
         ge=0,
@@ -124,7 +124,9 @@ class Framework(Group):
 
     name: FrameworkName = Field(default="byol", description="Whose instance loss and heads to use; byol in the paper")
     temperature: float = Field(default=0.2, gt=0, description="moco: temperature of the contrastive loss")
-    queue: int = Field(default=4096, ge=1, description="moco: keys of past batches that serve as negatives")
+    queue: int = Field(
+        default=4096, ge=1, le=10_000_000, description="moco: keys of past batches that serve as negatives"
+    )
     redundancy: float = Field(default=0.005, ge=0, description="barlow-twins: weight of the off-diagonal correlation")
 
 
@@ -137,7 +139,7 @@ class Neighborhood(Group):
         "of the instance loss",
     )
     alpha: float = Field(default=2.0, ge=0, description="Exponent of the edge weights (Eq. 6)")
-    layers: int = Field(default=2, ge=0, description="Layers of propagation, L (Eq. 6)")
+    layers: int = Field(default=2, ge=0, le=100, description="Layers of propagation, L (Eq. 6)")
     symmetrize: bool = Field(default=True, description="Add the transpose before each layer, as released")
     normalize: bool = Field(default=True, description="l2-normalize rows after each layer, as released")
 
@@ -175,7 +177,7 @@ class Optimizer(Group):
     )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Momentum of SGD")
     weight_decay: float = Field(default=5e-4, ge=0, description="Weight decay, on all parameters")
-    warmup_epochs: int = Field(default=50, ge=0, description="Epochs of linear warm-up")
+    warmup_epochs: int = Field(default=50, ge=0, le=1_000_000, description="Epochs of linear warm-up")
     schedule_epochs: Count = Field(default=1000, description="Length of the cosine; at least both stages' epochs")
     target_momentum: float = Field(default=0.996, ge=0, le=1, description="Momentum of the target network at the start")
     target_schedule: Literal["cosine", "constant"] = Field(
@@ -196,7 +198,9 @@ class Pretrain(Group):
     """Instance concordance (BYOL)."""
 
     epochs: Count = Field(default=800, description="Epochs of instance concordance (t0)")
-    batch_size: int = Field(default=256, ge=2, description="Images per step; must not exceed the number of images")
+    batch_size: int = Field(
+        default=256, ge=2, le=1_000_000, description="Images per step; at most all images to train on"
+    )
     crop_scale: Share = Field(default=0.08, description="Smallest share of the image that a crop covers")
     predictor_lr_scale: float = Field(default=10.0, gt=0, description="Predictor's learning rate over the schedule's")
     scattering: float = Field(
@@ -206,6 +210,7 @@ class Pretrain(Group):
     prototypes: int = Field(
         default=10,
         ge=2,
+        le=1_000_000,
         description="Prototypes to scatter; independent of clusters: another K does not repeat pretraining",
     )
     noise_std: float = Field(
@@ -220,7 +225,7 @@ class Finetune(Group):
     """Group concordance (ConNR)."""
 
     epochs: Count = Field(default=200, description="Epochs of group concordance (T − t0)")
-    batch_size: int = Field(default=256, ge=2, description="Images per step; k and k1 must not exceed it")
+    batch_size: int = Field(default=256, ge=2, le=1_000_000, description="Images per step; k and k1 must not exceed it")
     crop_scale: Share = Field(default=0.45, description="Smallest share of the image that a crop covers")
     lr_scale: float = Field(default=0.1, gt=0, description="Learning rate, as a multiple of the schedule's")
     predictor_lr_scale: float = Field(default=0.1, gt=0, description="Learning rate of the predictor, likewise")
@@ -243,7 +248,9 @@ class Finetune(Group):
         description="Weight of the loss on high-confidence samples with an adaptive neighbor number (DCBoost); 0 for "
         "none",
     )
-    boost_neighbors: int = Field(default=50, ge=1, description="Largest neighbor number that DCBoost considers")
+    boost_neighbors: int = Field(
+        default=50, ge=1, le=1_000_000, description="Largest neighbor number that DCBoost considers"
+    )
 
 
 class Extract(Group):
@@ -261,5 +268,7 @@ class Evaluate(Group):
 
     n_init: Count = Field(default=40, description="Initializations of k-means; the lowest inertia is kept")
     max_iter: Count = Field(default=100, description="Largest number of iterations of each")
-    gallery: int = Field(default=24, ge=1, description="Images shown per cluster in the report")
-    context: int = Field(default=256, ge=2, description="Images among which the figures search neighbors, like a batch")
+    gallery: int = Field(default=24, ge=1, le=10_000, description="Images shown per cluster in the report")
+    context: int = Field(
+        default=256, ge=2, le=1_000_000, description="Images among which the figures search neighbors, like a batch"
+    )

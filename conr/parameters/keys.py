@@ -49,6 +49,12 @@ def lookup(content: Mapping[str, Any], key: Key) -> Any:
     return value
 
 
+def flat(parameters: Group) -> dict[str, Any]:
+    """Every value by its dotted key."""
+    content = parameters.model_dump()
+    return {".".join(key): lookup(content, key) for key, _ in leaves(type(parameters))}
+
+
 def unknown(key: str, model: type[Group]) -> str:
     """The message about a key that is not declared: its new name, or the most similar one."""
     group, dot, leaf = key.partition(".")

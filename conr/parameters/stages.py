@@ -241,6 +241,10 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def _check_divides(group: int, stage: str, batch_size: int) -> None:
+    if group == 1:
+        raise contradiction(
+            "network.bn_group = 1 leaves nothing to normalize by; use 2 or more, or 0 for the whole batch"
+        )
     if group and batch_size % group:
         raise contradiction(f"network.bn_group = {group} does not divide {stage}.batch_size = {batch_size}")
 

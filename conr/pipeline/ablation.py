@@ -11,7 +11,7 @@ from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
 from conr.pipeline.experiments import Experiment, Outcome, default_jobs, run_experiments
 from conr.pipeline.report import benchmark
-from conr.pipeline.workspace import Workspace
+from conr.pipeline.workspace import Workspace, writes
 from conr.report.figures import save
 from conr.report.paper_figures import score_curves_figure
 from conr.report.published import Benchmark, beside
@@ -45,6 +45,7 @@ ROWS = (
 )
 
 
+@writes
 def ablate(
     workspace: Workspace,
     parameters: Parameters,

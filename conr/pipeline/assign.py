@@ -1,11 +1,13 @@
 """assign: new images → the clusters of the last run. No stage of the pipeline: DVC does not track its output."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +18,15 @@ from conr.data.items import Item, paged
 from conr.data.reading import read_all
 from conr.data.store import load_manifest
 from conr.embedding.session import infer, open_session, properties
-from conr.errors import UserError
+from conr.errors import UserError, disk_is_full
 from conr.evaluation.assignment import Assignment, assign
-from conr.files import load_array, load_json, sha256_of, write_table
+from conr.files import load_array, sha256_of, write_table
 from conr.observer import SILENT, Observer
-from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.pipeline.records import read_record
+from conr.pipeline.workspace import Workspace
 
 AGAIN = "run conr evaluate, or dvc repro"
+TEMPORARY = re.compile(r"[0-9a-f]{32}\.tmp")  # a copy that is not whole
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def assign_folder(
         workspace: of a finished run.
         folder: searched at any depth.
         output: the table to write.
-        sort_into: a new or empty folder, into which images are copied by cluster; None for no copies.
+        sort_into: a folder into which images are copied by cluster: new, empty, or with a part of the same copies,
+            which are kept; None for no copies.
         device: "cpu", "cuda" or "auto".
         observer: notified of every image.
 
@@ -90,6 +95,9 @@ def assign_folder(
     encoder = open_encoder(workspace, device)
     images, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
     items, _ = paged(folder, images, _frames(workspace))
+    if sort_into is not None:
+        known = {item.file for item in items}
+        _check_copies(sort_into, lambda name: name.partition("/")[2] in known)  # which cluster, is not known yet
 
     embeddings, reasons = embed_items(encoder, items, observer)
     files = [item.file for item, reason in zip(items, reasons, strict=True) if not reason]
@@ -101,7 +109,7 @@ def assign_folder(
     assignment = assign(embeddings, encoder.centroids)
     write_table(output, *assignment.table(files), errors="surrogateescape")
     if sort_into is not None:
-        _copy(folder, files, assignment.clusters.tolist(), len(encoder.centroids), sort_into)
+        copy_sorted(folder, files, assignment.clusters.tolist(), len(encoder.centroids), sort_into)
     return Assigned(files, assignment, broken, skipped, encoder.precision)
 
 
@@ -116,9 +124,7 @@ def open_encoder(workspace: Workspace, device: str) -> Encoder:
     file, path = workspace.encoder, workspace.centroids
     session = open_session(file, device)
     centroids = load_array(path, AGAIN)
-    record = load_json(workspace.results / RECORD, Record, AGAIN)
-    if record.made_from.get("encoder") != sha256_of(file):
-        raise UserError(f"{path} was made with another encoder than {file}; {AGAIN}")
+    read_record(workspace.results, AGAIN, {"encoder": sha256_of(file)})
     made_for = properties(session)
     size, fit = made_for.image_size, made_for.fit
     if session.get_outputs()[0].shape[1] != centroids.shape[1] or size is None or fit is None:
@@ -166,12 +172,21 @@ def _check_output(output: Path) -> None:
 
 
 def _check_sort_into(target: Path, folder: Path) -> None:
-    """Refuse a folder with files of an earlier run, and one inside the source, whose copies a next run would sort."""
+    """Refuse a folder inside the source, whose copies a next run would sort, and one that cannot be written to."""
     if target.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"--sort-into {target} lies in {folder}, whose images are sorted; name a folder outside it")
     _check_writable(target, f"--sort-into {target}")
-    if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"--sort-into {target} is not empty; name a new folder, or remove what is in it")
+
+
+def _check_copies(target: Path, is_copy: Callable[[str], bool]) -> None:
+    """Refuse a folder that holds what an interrupted run would not have left."""
+    for path in sorted(path for path in target.rglob("*") if not path.is_dir()):
+        name = path.relative_to(target).as_posix()
+        if not (is_copy(name) or TEMPORARY.fullmatch(path.name)):
+            raise UserError(
+                f"--sort-into {target} holds something else than these copies, the first: {name}; name a new folder, "
+                "or remove what is in it"
+            )
 
 
 def _check_writable(folder: Path, what: str) -> None:
@@ -181,10 +196,37 @@ def _check_writable(folder: Path, what: str) -> None:
         raise UserError(f"{what}: cannot write to {there}; choose another folder")
 
 
-def _copy(folder: Path, files: list[str], clusters: list[int], count: int, target: Path) -> None:
-    """Copy each file to <target>/<cluster>/<its path below the folder>."""
+def copy_sorted(folder: Path, files: list[str], clusters: list[int], count: int, target: Path) -> None:
+    """Copy each file to <target>/<cluster>/<its path below the folder>.
+
+    A copy has its name only once it is whole, so that a run that was stopped (by a full disk, say) is resumed by the
+    same call: copies that are there are kept.
+
+    Raises:
+        UserError: the target holds other files.
+        OSError: a file cannot be read, or its copy not be written.
+    """
     digits = len(str(count - 1))  # of all clusters, so that the folders are the same whatever images come
-    for file, cluster in zip(files, clusters, strict=True):
-        destination = target / f"{cluster:0{digits}}" / file
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(folder / file, destination)
+    names = [f"{cluster:0{digits}}/{file}" for file, cluster in zip(files, clusters, strict=True)]
+    _check_copies(target, set(names).__contains__)
+    for left in target.rglob("*.tmp"):
+        if TEMPORARY.fullmatch(left.name):
+            left.unlink()
+    for file, name in zip(files, names, strict=True):
+        source, copy = folder / file, target / name
+        if not (copy.is_file() and copy.stat().st_size == source.stat().st_size):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _copy_whole(source, copy)
+
+
+def _copy_whole(source: Path, copy: Path) -> None:
+    temporary = copy.with_name(f"{uuid4().hex}.tmp")  # not the name and more: names can be as long as may be
+    try:
+        shutil.copy2(source, temporary)
+        temporary.replace(copy)
+    except OSError as error:
+        if disk_is_full(error):  # shutil names the source
+            raise OSError(error.errno, error.strerror, str(copy)) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,8 +1,25 @@
 """Parameters against the packed images, before hours of training."""
 
+import warnings
+from collections.abc import Iterator
+from typing import TypeVar
+
 from conr.data.store import Manifest
-from conr.errors import UserError
+from conr.errors import Note, UserError
 from conr.parameters import EvaluateStage, FinetuneStage, PretrainStage, Stage
+
+Given = TypeVar("Given", bound=Stage)
+
+
+def fit_batches(parameters: Given, manifest: Manifest) -> Given:
+    """The same parameters, with batches of at most the images to train on; a note names each that is reduced.
+
+    The learning rate follows, as it does for every batch size.
+    """
+    fitted, notes = _fitted(parameters, manifest)
+    for note in notes:
+        warnings.warn(Note(note), stacklevel=2)
+    return fitted
 
 
 def check_data(parameters: Stage, manifest: Manifest) -> None:
@@ -13,32 +30,60 @@ def check_data(parameters: Stage, manifest: Manifest) -> None:
         manifest: of the store.
 
     Raises:
-        UserError: more clusters than images, a larger batch, or too many negatives.
+        UserError: naming all that does not fit, such as more clusters than images, or too many negatives.
     """
-    images, training = (manifest.count, "images"), (manifest.train_count, "images to train on")
+    problems = list(_problems(_fitted(parameters, manifest)[0], manifest))
+    if problems:
+        raise UserError("; also, ".join(problems))
+
+
+def _fitted(parameters: Given, manifest: Manifest) -> tuple[Given, list[str]]:
+    notes, images = [], manifest.train_count
+    largest = max(images - images % 2, 2)  # even: no group of one sample is left for batch normalization
+    for stage in ("pretrain", "finetune"):
+        settings = getattr(parameters, stage, None)
+        if settings is not None and settings.batch_size > images:
+            notes.append(
+                f"{stage}.batch_size = {settings.batch_size} is larger than the number of images to train on "
+                f"({images}); {largest} is used"
+            )
+            reduced = settings.model_copy(update={"batch_size": largest})
+            parameters = parameters.model_copy(update={stage: reduced})
+    return parameters, notes
+
+
+def _problems(parameters: Stage, manifest: Manifest) -> Iterator[str]:
+    training = manifest.train_count, "images to train on"
+    limits = [training] if isinstance(parameters, FinetuneStage) else []
+    if isinstance(parameters, EvaluateStage):
+        held_out = manifest.protocol == "held-out"
+        limits.append(training if held_out else (manifest.count - manifest.score_start, "images to cluster"))
     if isinstance(parameters, FinetuneStage | EvaluateStage):
-        _check("clusters", parameters.clusters, *images)
-    if isinstance(parameters, PretrainStage):
-        _check("pretrain.batch_size", parameters.pretrain.batch_size, *training)
+        yield from _too_many("clusters", parameters.clusters, *min(limits, key=lambda limit: limit[0]))
     if isinstance(parameters, FinetuneStage):
-        _check("finetune.batch_size", parameters.finetune.batch_size, *training)
+        for name, neighbors in (("k", parameters.k), ("k1", parameters.k1)):
+            yield from _too_many(name, neighbors, parameters.finetune.batch_size, "images in a batch")
     if isinstance(parameters, PretrainStage | FinetuneStage):
         settings = parameters.framework
+        if manifest.train_count < 2:
+            yield "there is one image to train on, and a batch needs two; add images and run conr prepare again"
         if settings.name == "moco" and settings.queue >= manifest.train_count:
-            raise UserError(
+            yield (
                 f"framework.queue = {settings.queue} is not smaller than the number of images to train on "
                 f"({manifest.train_count}): every image would be among its own negatives; lower it"
             )
+    if isinstance(parameters, PretrainStage) and parameters.pretrain.scattering > 0:
+        yield from _too_many("pretrain.prototypes", parameters.pretrain.prototypes, *training)
     if isinstance(parameters, EvaluateStage):
         context = parameters.evaluate.context
         size = min(context, manifest.train_count)
         if parameters.k1 > size:
-            raise UserError(
+            yield (
                 f"k1 = {parameters.k1} neighbors cannot be found among {size} images (evaluate.context = {context}, "
                 f"{manifest.train_count:,} images to train on); raise evaluate.context or lower k1"
             )
 
 
-def _check(name: str, value: int, limit: int, what: str) -> None:
+def _too_many(name: str, value: int, limit: int, what: str) -> Iterator[str]:
     if value > limit:
-        raise UserError(f"{name} = {value} is larger than the number of {what} ({limit}); lower it")
+        yield f"{name} = {value} is larger than the number of {what} ({limit}); lower it"

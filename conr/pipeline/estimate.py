@@ -19,20 +19,19 @@ import torch
 from rich.filesize import decimal
 from torch.utils.flop_counter import FlopCounterMode
 
-from conr.data.store import Store, open_store, write_subset
+from conr.data.store import Store, load_manifest, open_store, write_subset
 from conr.errors import UserError
 from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
-from conr.pipeline.checks import check_data
+from conr.pipeline.checks import check_data, fit_batches
 from conr.pipeline.finetune import finetune
-from conr.pipeline.pretrain import model_spec, pretrain
+from conr.pipeline.pretrain import model_spec, pretrain, save_pretrained
 from conr.pipeline.report import aligned
 from conr.pipeline.workspace import Workspace
 from conr.processes import Workers
 from conr.training.checkpoints import SAVING
 from conr.training.compute import Compute
 from conr.training.pretraining import examined
-from conr.training.weights import save_weights
 
 FIRST_STEPS = 2  # of an epoch of the first trial, which shows how many fit into the second
 BUDGET = 5.0  # seconds that the steps of an epoch of the second should take
@@ -101,7 +100,9 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer = 
     Raises:
         UserError: there is no store, parameters do not fit the images, or memory is too small.
     """
-    check_data(parameters, open_store(workspace.store).manifest)
+    manifest = open_store(workspace.store).manifest
+    check_data(parameters, manifest)
+    parameters = fit_batches(parameters, manifest)
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     costs = {}
     with TemporaryDirectory(prefix="estimate-", dir=workspace.scratch) as folder:
@@ -181,14 +182,15 @@ def _trial(stage: str, parameters: Parameters, store: Store, steps: int, folder:
     count, tried = store.manifest.train_count, steps * settings.batch_size
     # At equal distances in the store, so that all classes are there; repeated if there are not enough.
     write_subset(store, np.arange(tried) * count // tried, workspace.store)
+    manifest = load_manifest(workspace.store)
     queue = min(parameters.framework.queue, tried - 1)
     own = parameters.changed({**CHANGES, f"{stage}.epochs": 2, "framework.queue": queue})
-    compute, spec = Compute.choose(own.device, own.precision), model_spec(own, store.manifest)
-    watch, model = _Stopwatch(steps, compute.device, observer), spec.build(own.seed)
+    compute = Compute.choose(own.device, own.precision)
+    watch, model = _Stopwatch(steps, compute.device, observer), model_spec(own, manifest).build(own.seed)
     if stage == "pretrain":
         pretrain(workspace, own, watch)
     else:
-        save_weights(workspace.pretrained.weights, model, spec, own.pretrain.epochs)
+        save_pretrained(workspace, model, own, manifest, [], own.pretrain.epochs)
         finetune(workspace, own, watch)
     stepping = watch.stepped[1] - watch.ended[0]
     pixels, features = store.images[0].nbytes, 2 * 4 * own.network.dimension  # float32, in parts and in one piece

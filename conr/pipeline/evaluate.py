@@ -9,24 +9,27 @@ from conr.data.store import Store, open_store
 from conr.errors import UserError
 from conr.evaluation.evaluate import embedding_map, evaluate_store
 from conr.evaluation.results import Results
-from conr.files import load_array, load_json, save_array, write_json, write_table, write_text
+from conr.files import load_array, load_json, save_array, write_table, write_text
 from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
 from conr.pipeline.checks import check_data
 from conr.pipeline.neighbor_figures import draw_neighbors
-from conr.pipeline.report import cluster_names, compose_report, draw_figures, summary
-from conr.pipeline.workspace import RECORD, Record, Workspace
-from conr.report.page import write_page
+from conr.pipeline.publish import published
+from conr.pipeline.records import of_embeddings, read_record, write_record
+from conr.pipeline.report import cluster_names, draw_figures, draw_map, summary, write_report
+from conr.pipeline.workspace import RECORD, Record, Workspace, writes
+from conr.report.drawings import Drawings
 from conr.training.log import read_log, write_log
 
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
 AGAIN = "run conr extract again"
 
 
+@writes
 def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer = SILENT) -> Results:
-    """Cluster the embeddings before and after ConNR and write all results.
+    """Cluster the embeddings before and after ConNR and write all results, which appear when all of them are there.
 
-    Figures, page and assignments show the first seed.
+    Figures, page and assignments show the first seed. A figure that cannot be drawn is a note.
 
     Raises:
         UserError: store or embeddings are missing, damaged, or of other seeds.
@@ -34,7 +37,7 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
     parameters, store = EvaluateStage.of(parameters), open_store(workspace.store)
     check_data(parameters, store.manifest)
     first, *_ = seeds = parameters.all_seeds
-    record = _record(workspace, seeds)
+    record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
     with observer.task("evaluate", TASKS + 1 + len(seeds)):
         before = _embeddings(workspace, None, store)
@@ -45,28 +48,29 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
             finetuned[seed] = evaluate_store(_embeddings(workspace, seed, store), store, parameters, seed)
             observer.step_done(note=f"seed {seed}: k-means, scores")
         results = Results(pretrained, finetuned)
-        _write_tables(workspace, results, store, record.made_from["encoder"])
-        observer.step_done(note="tables")
-        positions, chosen = embedding_map(_embeddings(workspace, first, store), first)
-        observer.step_done(note="map")
-        captions = draw_figures(workspace, results.first, store, positions, chosen, parameters.evaluate.gallery, first)
-        observer.step_done(note="figures")
-        captions += draw_neighbors(workspace, before, pretrained, store, parameters)
-        observer.step_done(note="neighbors")
-        write_page(compose_report(results, store, parameters, precision, captions), workspace.report)
-        observer.step_done(note="report")
-    write_text(workspace.summary, summary(workspace, results, store, precision) + "\n")
+        with published(workspace) as new:
+            _write_tables(workspace, new, results, store, record.made_from["encoder"])
+            observer.step_done(note="tables")
+            drawings = Drawings(new.figures)
+            draw_map(drawings, embedding_map(_embeddings(workspace, first, store), first), results.first)
+            observer.step_done(note="map")
+            logs = read_log(workspace.pretrained.log), read_log(workspace.finetuned(first).log)
+            draw_figures(drawings, results.first, store, logs, parameters.evaluate.gallery)
+            observer.step_done(note="figures")
+            draw_neighbors(drawings, new.plots, before, pretrained, store, parameters)
+            observer.step_done(note="neighbors")
+            notes = write_report(new.report, results, store, parameters, precision, drawings)
+            write_text(new.summary, summary(workspace, results, precision, notes) + "\n", "backslashreplace")
+            observer.step_done(note="report")
     return results
 
 
-def _record(workspace: Workspace, seeds: list[int]) -> Record:
-    """What the embeddings are made from, if they are of these seeds."""
-    record = load_json(workspace.embedded / RECORD, Record, AGAIN)
-    if record.seeds != seeds:
-        raise UserError(
-            f"the embeddings are of seeds {record.seeds}, not {seeds}; run conr finetune and conr extract first"
-        )
-    return record
+def _record(workspace: Workspace, seeds: list[int], store: Store) -> Record:
+    """What the embeddings are made from, if they are of these seeds and of the images and networks that are there."""
+    found = load_json(workspace.embedded / RECORD, Record, AGAIN).seeds
+    if found != seeds:
+        raise UserError(f"the embeddings are of seeds {found}, not {seeds}; run conr finetune and conr extract first")
+    return read_record(workspace.embedded, AGAIN, of_embeddings(workspace, store.manifest, seeds[0]))
 
 
 def _embeddings(workspace: Workspace, seed: int | None, store: Store) -> NDArray[np.float32]:
@@ -79,21 +83,21 @@ def _embeddings(workspace: Workspace, seed: int | None, store: Store) -> NDArray
     return embeddings
 
 
-def _write_tables(workspace: Workspace, results: Results, store: Store, encoder: str) -> None:
-    """Scores, assignments and centroids; and the tables that DVC plots."""
+def _write_tables(workspace: Workspace, new: Workspace, results: Results, store: Store, encoder: str) -> None:
+    """Scores, assignments and centroids; and the tables that DVC plots. Logs are read from the first workspace."""
     final, labels = results.first, store.label_names
-    write_text(workspace.metrics, json.dumps(results.metrics(store.manifest.count), indent=2) + "\n")
+    write_text(new.metrics, json.dumps(results.metrics(store.manifest.count), indent=2) + "\n")
     # Names on disk are bytes: one that is not UTF-8 is written unchanged.
-    write_table(workspace.assignments, *final.assignment.table(store.manifest.files, labels), errors="surrogateescape")
-    save_array(workspace.centroids, final.centroids)
-    write_json(workspace.results / RECORD, Record(seeds=list(results.finetuned), made_from={"encoder": encoder}))
-    write_log(workspace.plots / "pretraining.csv", read_log(workspace.pretrained.log))
-    write_log(workspace.plots / "finetuning.csv", read_log(workspace.finetuned(next(iter(results.finetuned))).log))
-    write_table(workspace.plots / "cluster_sizes.csv", ["cluster", "images"], enumerate(final.sizes))
+    write_table(new.assignments, *final.assignment.table(store.manifest.files, labels), errors="surrogateescape")
+    save_array(new.centroids, final.centroids)
+    write_record(new.results, [new.centroids], list(results.finetuned), {"encoder": encoder})
+    write_log(new.plots / "pretraining.csv", read_log(workspace.pretrained.log))
+    write_log(new.plots / "finetuning.csv", read_log(workspace.finetuned(next(iter(results.finetuned))).log))
+    write_table(new.plots / "cluster_sizes.csv", ["cluster", "images"], enumerate(final.sizes))
     pairs: list[tuple[str, str]] = []
     if labels is not None:
         scored = final.assignment.clusters[store.scored]
         names = cluster_names(final, store)
         pairs = [(label, names[cluster]) for label, cluster in zip(labels[store.scored], scored, strict=True) if label]
     # A folder that is a label may have a name that is no text; DVC plots no table that is not UTF-8.
-    write_table(workspace.plots / "confusion.csv", ["label", "cluster"], pairs, errors="backslashreplace")
+    write_table(new.plots / "confusion.csv", ["label", "cluster"], pairs, errors="backslashreplace")

@@ -25,7 +25,7 @@ from conr.files import load_json, write_json
 from conr.models.siamese import Network
 from conr.observer import Observer
 from conr.parameters import Parameters, PretrainStage
-from conr.pipeline.checks import check_data
+from conr.pipeline.checks import check_data, fit_batches
 from conr.pipeline.finetune import finetune
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import TrainingFiles, Workspace
@@ -170,6 +170,7 @@ def _runs(
         for seed in seeds:
             own = parameters.changed({**row.changes, "seed": seed, "seeds": []})
             check_data(own, manifest)
+            own = fit_batches(own, manifest)
             # What the pretrained features and their scores depend on; then what all depends on.
             shared = own.model_dump(include={*PretrainStage.model_fields, "clusters", "evaluate"})
             first = fingerprint("pretrain", shared, *images)

@@ -12,10 +12,11 @@ from conr.data.store import Store, open_store
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
 from conr.embedding.session import Properties, embed, open_session
-from conr.files import load_json, sha256_of, write_json
+from conr.files import sha256_of
 from conr.observer import SILENT, Observer
 from conr.parameters import ExtractStage
-from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.pipeline.records import of_embeddings, read_record, write_record
+from conr.pipeline.workspace import Workspace, writes
 from conr.training.weights import load_weights
 
 
@@ -34,6 +35,7 @@ class Extracted:
     provider: str
 
 
+@writes
 def extract(workspace: Workspace, parameters: ExtractStage, observer: Observer = SILENT) -> Extracted:
     """Embed all images with every target network, through ONNX; keep the encoder of the first seed.
 
@@ -41,7 +43,8 @@ def extract(workspace: Workspace, parameters: ExtractStage, observer: Observer =
         UserError: store or weights are missing or damaged, or an encoder differs from its network.
     """
     parameters, store = ExtractStage.of(parameters), open_store(workspace.store)
-    first, *further = seeds = load_json(workspace.refined / RECORD, Record, "run conr finetune first").seeds
+    made_from = {"store": store.manifest.training_identity, "pretrained": sha256_of(workspace.pretrained.weights)}
+    first, *further = seeds = read_record(workspace.refined, "run conr finetune again", made_from).seeds
     shutil.rmtree(workspace.embedded, ignore_errors=True)  # of an earlier run, perhaps with other seeds
     others = {workspace.pretrained.weights: workspace.embeddings()}
     others |= {workspace.finetuned(seed).weights: workspace.embeddings(seed) for seed in further}
@@ -50,9 +53,9 @@ def extract(workspace: Workspace, parameters: ExtractStage, observer: Observer =
             _export_and_embed(store, weights, Path(folder) / "encoder.onnx", embeddings, parameters, observer)
     weights, encoder = workspace.finetuned(first).weights, workspace.encoder
     extracted = _export_and_embed(store, weights, encoder, workspace.embeddings(first), parameters, observer)
-    made_from = {"encoder": sha256_of(encoder)}
-    record = Record(seeds=seeds, made_from=made_from, precision=parameters.extract.precision)
-    write_json(workspace.embedded / RECORD, record)
+    made = [workspace.embeddings(), *map(workspace.embeddings, seeds)]
+    made_from = {**of_embeddings(workspace, store.manifest, first), "encoder": sha256_of(encoder)}
+    write_record(workspace.embedded, made, seeds, made_from, parameters.extract.precision)
     return extracted
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from conr.data.store import Store
@@ -10,24 +11,25 @@ from conr.evaluation.evaluate import Evaluation
 from conr.files import write_table
 from conr.neighbors.study import PurityCurves, choose_queries, contexts, purity_curves, retrieved
 from conr.parameters import EvaluateStage
-from conr.pipeline.workspace import Workspace
 from conr.report import paper_figures
-from conr.report.figures import save
+from conr.report.drawings import Drawings
 
 COLUMNS = ("neighbors", "local", "conaff", "conaff_filtered")
 
 
 def draw_neighbors(
-    workspace: Workspace,
+    drawings: Drawings,
+    plots: Path,
     pretrained: NDArray[np.float32],
     evaluation: Evaluation,
     store: Store,
     parameters: EvaluateStage,
-) -> list[tuple[str, Path]]:
-    """Draw both figures and write the table behind the curves; returns (caption, file) of each figure.
+) -> None:
+    """Draw both figures and write the table behind the curves, which is empty where there are none.
 
     Args:
-        workspace: where to.
+        drawings: where to.
+        plots: the folder of tables.
         pretrained: (N, D) embeddings before ConNR: there it starts to search for neighbors.
         evaluation: their clusters, for the boundary filter.
         store: images, and labels for the verdicts.
@@ -36,8 +38,9 @@ def draw_neighbors(
     train = slice(store.manifest.train_count)
     features, labels = pretrained[train], store.training_labels
     context, seed = parameters.evaluate.context, parameters.seed
-    drawn, curves = [], None
-    if labels is not None and (labels >= 0).any():
+    rows: list[list[object]] = []
+
+    def purity(labels: NDArray[np.int64]) -> Figure:
         curves = purity_curves(
             features,
             labels,
@@ -48,19 +51,22 @@ def draw_neighbors(
             seed=seed,
             settings=parameters.conaff,
         )
-        drawn.append(("Purity of the neighbors that ConNR starts from", workspace.figures / "neighbor_purity.png"))
-        save(paper_figures.purity_figure(curves), drawn[-1][1])
-    write_table(workspace.plots / "neighbor_purity.csv", COLUMNS, [] if curves is None else _rows(curves))
+        rows.extend(_rows(curves))
+        return paper_figures.purity_figure(curves)
 
-    group = contexts(len(features), context, seed)[0]
-    judged = None if labels is None else labels[group]
-    queries = choose_queries(features[group], judged, settings=parameters.conaff)
-    found = retrieved(features[group], judged, queries, settings=parameters.conaff)
-    names = None if judged is None else [store.class_name(int(judged[query])) for query in queries]
-    caption = "Where the two neighborhoods that ConNR could start from differ most"
-    drawn.append((caption, workspace.figures / "neighbors.png"))
-    save(paper_figures.neighbors_figure(store.training_images[group], found, names), drawn[-1][1])
-    return drawn
+    def neighbors() -> Figure:
+        group = contexts(len(features), context, seed)[0]
+        judged = None if labels is None else labels[group]
+        queries = choose_queries(features[group], judged, settings=parameters.conaff)
+        found = retrieved(features[group], judged, queries, settings=parameters.conaff)
+        names = None if judged is None else [store.class_name(int(judged[query])) for query in queries]
+        return paper_figures.neighbors_figure(store.training_images[group], found, names)
+
+    if labels is not None and (labels >= 0).any() and len(evaluation.centroids) > 1:
+        known = labels
+        drawings.add("neighbor_purity", "Purity of the neighbors that ConNR starts from", lambda: purity(known))
+    write_table(plots / "neighbor_purity.csv", COLUMNS, rows)
+    drawings.add("neighbors", "Where the two neighborhoods that ConNR could start from differ most", neighbors)
 
 
 def _rows(curves: PurityCurves) -> list[list[object]]:

@@ -12,6 +12,7 @@ from conr.parameters import Parameters
 from conr.parameters.keys import leaves, lookup, unknown
 
 NAME = "params.yaml"
+MOST_VALUES = 10_000
 
 
 def read(path: Path = Path(NAME)) -> Parameters:
@@ -38,6 +39,12 @@ def read(path: Path = Path(NAME)) -> Parameters:
     except YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or one_line(error)
         raise UserError(f"{path} is not valid YAML{f' in line {mark.line + 1}' if mark else ''}: {problem}") from error
+    except Exception as error:  # of many classes: a number of 5,000 digits, brackets in brackets, an empty !!int
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    if _size(content, {}) > MOST_VALUES:
+        raise UserError(
+            f"{path} holds more than {MOST_VALUES:,} values (an anchor that is used again counts each time)"
+        )
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values")
     parameters = Parameters.checked(content, str(path))
@@ -45,6 +52,17 @@ def read(path: Path = Path(NAME)) -> Parameters:
         if lookup(content, key) is None:
             raise UserError(f"{path} lacks the key {'.'.join(key)}; add it (default: {field.default})")
     return parameters
+
+
+def _size(content: Any, known: dict[int, int]) -> int:
+    """How many values it is, each use of an anchor counted."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = 1  # of one inside itself, which would never end
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(content)]
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -63,6 +81,6 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--set {text}: {unknown(key, Parameters)}")
         try:
             found[key] = YAML(typ="safe").load(value)
-        except YAMLError as error:
+        except Exception as error:  # as above
             raise UserError(f"--set {text}: {value} is not valid YAML") from error
     return found

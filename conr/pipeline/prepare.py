@@ -9,9 +9,10 @@ from conr.data.store import Manifest
 from conr.errors import UserError
 from conr.observer import SILENT, Observer
 from conr.parameters import PrepareStage
-from conr.pipeline.workspace import Workspace
+from conr.pipeline.workspace import Workspace, writes
 
 
+@writes
 def prepare(
     workspace: Workspace, parameters: PrepareStage, observer: Observer = SILENT, source: Source | None = None
 ) -> Manifest:

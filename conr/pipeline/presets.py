@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from conr.errors import UserError
+from conr.files import atomic_file
 from conr.parameters import Parameters
 from conr.parameters.keys import leaves, lookup
 from conr.pipeline import params_file
 
+PIPELINE = "dvc.yaml"
 FOLDER = Path(__file__).parents[1] / "presets"
 
 
@@ -71,8 +73,15 @@ def write(name: str, target: Path) -> str:
     lines = [f"There was no {target.name}; a new one was written."]
     if target.exists():
         lines = [*_changes(parameters.model_dump(), target), *_keep_former(target)]
-    target.write_bytes(source.read_bytes())
-    return "\n".join([*lines, f"{target.name} is now the preset {name}. {next_step(parameters)}"])
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    next_steps = next_step(parameters)
+    if not target.with_name(PIPELINE).exists():
+        next_steps = (
+            f"There is no {PIPELINE} here, which dvc repro needs: conr new FOLDER --preset {name} makes a project. "
+            f"In it, {next_steps[0].lower()}{next_steps[1:]}"
+        )
+    return "\n".join([*lines, f"{target.name} is now the preset {name}. {next_steps}"])
 
 
 def next_step(parameters: Parameters) -> str:
@@ -113,5 +122,6 @@ def _keep_former(target: Path) -> list[str]:
     while copy.exists() and copy.read_bytes() != former:
         number += 1
         copy = target.with_name(f"{target.name}.bak{number}")
-    copy.write_bytes(former)
+    with atomic_file(copy) as temporary:
+        temporary.write_bytes(former)
     return [f"The old {target.name} is kept as {copy.name}."]

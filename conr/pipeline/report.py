@@ -1,7 +1,7 @@
 """The figures, the page and the summary of evaluate, made from the results."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,41 +16,54 @@ from conr.evaluation.scores import SCORES, TABLE
 from conr.parameters import EvaluateStage
 from conr.pipeline.workspace import Workspace
 from conr.report import figures
-from conr.report.page import ClusterCard, Report, Sample
+from conr.report.drawings import Drawings, raise_if_full, reason
+from conr.report.fonts import drawable
+from conr.report.page import ClusterCard, Report, Sample, write_page
 from conr.report.published import Benchmark, beside
-from conr.training.log import read_log
+from conr.text import printable
 
 NEARLY_EMPTY = 0.1  # share of the mean size below which a cluster is worth a warning
+NAMED = 10  # clusters or files that a note names
 NO_LABELS = (
     "There are no labels, so accuracy cannot be known: silhouette and size entropy describe the clusters instead."
 )
+PARTS_OF_A_DATA_SET = frozenset(
+    ["train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation", "unlabeled"]
+)
+
+Logs = tuple[list[dict[str, float]], list[dict[str, float]]]
 
 
-def draw_figures(
-    workspace: Workspace,
-    result: Evaluation,
-    store: Store,
-    positions: NDArray[np.float32],
-    chosen: NDArray[np.int64],
-    gallery: int,
-    seed: int,
-) -> list[tuple[str, Path]]:
-    """Draw all figures of a seed; returns (caption, file) of each."""
-    order = [result.typical(cluster)[:gallery] for cluster in range(len(result.sizes))]
+def draw_map(
+    drawings: Drawings, plane: tuple[NDArray[np.float32], NDArray[np.int64]] | None, result: Evaluation
+) -> None:
+    """Draw the map from what `embedding_map` found."""
+    if plane is None:
+        drawings.notes.append("There is no map of the images: their embeddings are all (nearly) equal.")
+        return
+    positions, chosen = plane
     clusters = result.assignment.clusters[chosen]
-    logs = read_log(workspace.pretrained.log), read_log(workspace.finetuned(seed).log)
-    drawn = {
-        "gallery": ("The most typical images of each cluster", figures.gallery_figure(store.images, order)),
-        "map": ("All images, neighbors side by side (t-SNE)", figures.map_figure(positions, clusters)),
-        "cluster_sizes": ("How many images each cluster holds", figures.sizes_figure(result.sizes)),
-    }
+    caption = "All images, neighbors side by side (t-SNE)"
+    drawings.add("map", caption, lambda: figures.map_figure(positions, clusters))
+
+
+def draw_figures(drawings: Drawings, result: Evaluation, store: Store, logs: Logs, gallery: int) -> None:
+    """Draw the figures of a seed: gallery, cluster sizes, confusion, and training from the logs of both stages."""
+    order = [members[:gallery] for members in result.typical]
+    caption = "The most typical images of each cluster"
+    drawings.add("gallery", caption, lambda: figures.gallery_figure(store.images, order))
+    caption = "How many images each cluster holds"
+    drawings.add("cluster_sizes", caption, lambda: figures.sizes_figure(result.sizes))
     agreement = scored_agreement(result, store)
     if agreement is not None:
-        drawn["confusion"] = "Labels against clusters", _confusion_figure(agreement, store)
-    drawn["training"] = "Training, epoch by epoch", figures.training_figure(*logs)
-    for name, (_, figure) in drawn.items():
-        figures.save(figure, workspace.figures / f"{name}.png")
-    return [(caption, workspace.figures / f"{name}.png") for name, (caption, _) in drawn.items()]
+        drawings.add("confusion", "Labels against clusters", lambda: _confusion_figure(agreement, store))
+        names = [store.class_name(label) for label in agreement.classes.tolist()]
+        if any(drawable(name) != printable(name) for name in names):
+            drawings.notes.append(
+                "Some names in the figures have characters that no font here can draw; they are written as codes. "
+                "Install a font that has them, such as Noto Sans CJK."
+            )
+    drawings.add("training", "Training, epoch by epoch", lambda: figures.training_figure(*logs))
 
 
 def _confusion_figure(agreement: Agreement, store: Store) -> Figure:
@@ -64,11 +77,12 @@ def _confusion_figure(agreement: Agreement, store: Store) -> Figure:
 
 
 def scored_agreement(result: Evaluation, store: Store) -> Agreement | None:
-    """Labels against clusters of the images that are scored; None if no label is known."""
+    """Labels against clusters of the images that are scored; None with fewer than two classes among them."""
     if store.labels is None:
         return None
     labels, clusters = store.labels[store.scored], result.assignment.clusters[store.scored]
-    return Agreement(labels[labels >= 0], clusters[labels >= 0]) if (labels >= 0).any() else None
+    known = labels >= 0
+    return Agreement(labels[known], clusters[known]) if len(np.unique(labels[known])) > 1 else None
 
 
 def cluster_names(result: Evaluation, store: Store) -> list[str]:
@@ -81,8 +95,27 @@ def cluster_names(result: Evaluation, store: Store) -> list[str]:
     ]
 
 
+def write_report(
+    path: Path, results: Results, store: Store, parameters: EvaluateStage, precision: str, drawings: Drawings
+) -> list[str]:
+    """Write the page, or one without figures and clusters where that fails; returns the notes for the summary."""
+    notes = [*findings(results.first, store), *drawings.notes]
+    try:
+        write_page(compose_report(results, store, parameters, precision, notes, drawings.captions), path)
+    except Exception as error:
+        raise_if_full(error)
+        notes.append(f"The page is incomplete: it could not be made ({reason(error)}). The tables are whole.")
+        write_page(Report(f"Clusters of {store.manifest.source}", [], results.rows(), notes, [], []), path)
+    return notes
+
+
 def compose_report(
-    results: Results, store: Store, parameters: EvaluateStage, precision: str, captions: list[tuple[str, Path]]
+    results: Results,
+    store: Store,
+    parameters: EvaluateStage,
+    precision: str,
+    notes: Sequence[str],
+    captions: list[tuple[str, Path]],
 ) -> Report:
     """All that the page shows."""
     manifest, final = store.manifest, results.first
@@ -97,11 +130,13 @@ def compose_report(
     if manifest.protocol != "all" or manifest.score_start > 0:
         facts.append(("trained on", f"{manifest.train_count:,} images"))
         facts.append(("scored on", f"{manifest.count - manifest.score_start:,} images"))
-    cards = [_card(final, store, cluster, parameters.evaluate.gallery) for cluster in range(len(final.sizes))]
     published, differences = beside(benchmark(manifest, parameters.clusters))
-    notes = [seeds_note(results), *_notes(final, store)]
+    notes = [seeds_note(results), *notes]
+    if store.labels is not None:
+        notes.append("Labels were used for scores only.")
     if differences:
         notes.append(f"Published numbers are not comparable with this run: {'; '.join(differences)}.")
+    cards = _cards(final, store, parameters.evaluate.gallery)
     return Report(f"Clusters of {manifest.source}", facts, results.rows(), notes, captions, cards, published)
 
 
@@ -117,15 +152,13 @@ def benchmark(manifest: Manifest, clusters: int) -> Benchmark:
     )
 
 
-def summary(workspace: Workspace, results: Results, store: Store, precision: str) -> str:
-    """The scores as text, and where the results are."""
+def summary(workspace: Workspace, results: Results, precision: str, notes: Sequence[str]) -> str:
+    """The scores as text, the notes, and where the results are."""
     rows = results.rows()
     keys = [key for key in TABLE if any(key in row for row in rows.values())]
     table = [["", *(SCORES[key].title for key in keys)]]
-    table += [[name, *(f"{row[key]:.3f}" if key in row else "–" for key in keys)] for name, row in rows.items()]
-    lines = [*aligned(table), "", seeds_note(results)]
-    if store.labels is None:
-        lines.append(NO_LABELS)
+    table += [[name, *(f"{row[key]:z.3f}" if key in row else "–" for key in keys)] for name, row in rows.items()]
+    lines = [*aligned(table), "", seeds_note(results), *notes]
     if precision != "float32":
         lines.append(f"All features come from {precision} encoders (extract.precision).")
     lines += [
@@ -157,20 +190,85 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _card(result: Evaluation, store: Store, cluster: int, shown: int) -> ClusterCard:
-    assignment, typical = result.assignment, result.typical(cluster)
-    ratios = assignment.boundary_ratio
+def findings(result: Evaluation, store: Store) -> list[str]:
+    """What is to be known of labels, images and clusters before the scores are believed, a sentence or two each."""
+    manifest, sizes = store.manifest, result.sizes
+    notes = [*_about_labels(store)]
+    filled = np.count_nonzero(sizes)
+    if filled == 1:
+        notes.append(
+            "The embeddings of all images are (nearly) equal: the images are, or the features have collapsed (see the "
+            "feature std in the training logs)."
+        )
+    if filled < len(sizes):
+        last = len(sizes) - 1
+        empty = f"Cluster {last} is empty" if filled == last else f"Clusters {filled} to {last} are empty"
+        notes.append(f"{empty}: there seem to be fewer different images than clusters; lower clusters.")
+    small = [cluster for cluster in range(filled) if sizes[cluster] < NEARLY_EMPTY * sizes.mean()]
+    if small:
+        named = listed([f"{cluster} ({sizes[cluster]:,})" for cluster in small])
+        notes.append(f"These clusters are nearly empty (images): {named}. There may be fewer groups than clusters.")
+    return [*notes, *_about_images(manifest)]
+
+
+def _about_images(manifest: Manifest) -> Iterator[str]:
+    """Images that hide a fault of the source: of a single color, and those that equal another one."""
+    if manifest.blank:
+        names = listed([manifest.files[image] for image in manifest.blank])
+        yield f"Images of a single color: {len(manifest.blank):,}: {names}."
+    if manifest.duplicates:
+        pairs = [f"{manifest.files[image]} = {manifest.files[first]}" for image, first in manifest.duplicates]
+        yield f"Images that equal an earlier one: {len(pairs):,}: {listed(pairs)}."
+
+
+def _about_labels(store: Store) -> Iterator[str]:
+    """What the labels can say about the clusters."""
+    if store.labels is None:
+        yield NO_LABELS
+        return
+    labels = store.labels[store.scored]
+    known = labels[labels >= 0]
+    names = [store.class_name(label) for label in np.unique(known).tolist()]
+    if not names:
+        yield "No image that is scored has a label, so accuracy cannot be known."
+    elif len(names) == 1:
+        yield f"All labels are “{names[0]}”: with one class there is no accuracy, NMI or ARI."
+    elif {name.lower() for name in names} <= PARTS_OF_A_DATA_SET:
+        yield (
+            f"The labels ({listed(names)}) are parts of a data set, not classes: the scores against them mean nothing. "
+            "Set prepare.labels: none, or use prepare.labels: parent if the classes are folders inside them."
+        )
+    elif len(names) == len(known):
+        yield "Every image has a label of its own: the scores against labels mean nothing."
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first ten names, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _cards(result: Evaluation, store: Store, shown: int) -> list[ClusterCard]:
+    ratios = result.assignment.boundary_ratio
+    return [_card(result, store, ratios, cluster, members, shown) for cluster, members in enumerate(result.typical)]
+
+
+def _card(
+    result: Evaluation, store: Store, ratios: NDArray[np.float32], cluster: int, typical: list[int], shown: int
+) -> ClusterCard:
+    """What the page shows of a cluster, of which the most typical members come first."""
 
     def label(index: int) -> str:
         return "" if store.labels is None else store.class_name(int(store.labels[index]))
 
     def sample(index: int) -> Sample:
+        other = int(result.assignment.next_cluster[index])
         return Sample(
             file=store.manifest.files[index],
             pixels=np.asarray(store.images[index]),
             boundary_ratio=float(ratios[index]),
             label=label(index) or None,
-            next_cluster=int(assignment.next_cluster[index]),
+            next_cluster=None if other < 0 else other,
         )
 
     labels = Counter(sorted(name for name in map(label, typical) if name))
@@ -184,17 +282,5 @@ def _card(result: Evaluation, store: Store, cluster: int, shown: int) -> Cluster
         label=majority,
         label_share=most / max(labels.total(), 1),
         typical=[sample(index) for index in typical[:shown]],
-        borderline=[sample(index) for index in borderline[: shown // 2]],
+        borderline=[sample(index) for index in borderline[: shown // 2]] if len(result.centroids) > 1 else [],
     )
-
-
-def _notes(result: Evaluation, store: Store) -> list[str]:
-    notes = []
-    if store.labels is None:
-        notes.append(NO_LABELS)
-    else:
-        notes.append("Labels were used for scores only.")
-    for cluster, size in enumerate(result.sizes):
-        if size < NEARLY_EMPTY * result.sizes.mean():
-            notes.append(f"Cluster {cluster} is nearly empty ({size} images): there may be fewer groups than clusters.")
-    return notes

@@ -4,13 +4,25 @@ dvc.yaml names the same paths. Several workspaces can exist side by side in one 
 estimate and a notebook each have their own.
 """
 
+import hashlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
+from itertools import count
 from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from conr.processes import BusyError, exclusive
+
 RECORD = "record.json"
+ENDING = 5.0  # seconds in which a process that was stopped has ended
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class Record(BaseModel):
@@ -18,15 +30,19 @@ class Record(BaseModel):
 
     Attributes:
         seeds: those that it was run with, in order.
-        made_from: name of an artifact → SHA-256 of what it held.
+        made: file in the folder of the record → SHA-256 of what was written.
+        made_from: name of an artifact → what identified it, such as a SHA-256.
         precision: number format of the encoder, where there is one.
+        parameters: key → value, of the stage that made it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seeds: list[int]
+    made: dict[str, str]
     made_from: dict[str, str]
     precision: str | None = None
+    parameters: dict[str, Any] | None = None
 
 
 class _Below:
@@ -110,9 +126,39 @@ class Workspace:
         """The folder of workspaces, one for each training of the rows of a table."""
         return self.scratch / "experiments"
 
+    @property
+    def locks(self) -> Path:
+        """The folder of what keeps two processes from the same work."""
+        return self.scratch / "locks"
+
     def checkpoint(self, name: str) -> Path:
         """The folder of the state of an unfinished training."""
         return self.scratch / "checkpoints" / name
+
+    @contextmanager
+    def own_checkpoint(self, name: str) -> Iterator[Path]:
+        """A folder of the state of an unfinished training that no other process uses meanwhile.
+
+        DVC's experiments share scratch space: where two of them train the same, the second has a folder of its own.
+        """
+        with ExitStack() as held:
+            for number in count(1):
+                own = name if number == 1 else f"{name}-{number}"
+                with suppress(BusyError):
+                    held.enter_context(exclusive(self.locks / f"{own}.lock", own))
+                    break
+            yield self.checkpoint(own)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from writing here meanwhile.
+
+        Raises:
+            UserError: another process does; it is named.
+        """
+        name = hashlib.sha256(os.fsencode(self.root.absolute())).hexdigest()[:16]
+        with exclusive(self.locks / f"{name}.lock", str(self.root.absolute()), ENDING):
+            yield
 
     def outside(self, path: str) -> Path:
         """A path that DVC does not track: relative to the real repository, not to a copy of it."""
@@ -125,3 +171,16 @@ class Workspace:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.unlink(missing_ok=True)
             link.symlink_to((other.root / artifact).resolve())
+
+
+def writes(
+    body: Callable[Concatenate[Workspace, Given], Result],
+) -> Callable[Concatenate[Workspace, Given], Result]:
+    """The body of a stage, which has the workspace to itself as long as it runs."""
+
+    @wraps(body)
+    def alone(workspace: Workspace, /, *arguments: Given.args, **named: Given.kwargs) -> Result:
+        with workspace.locked():
+            return body(workspace, *arguments, **named)
+
+    return alone

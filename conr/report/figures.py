@@ -6,6 +6,8 @@ colors suit the color-blind (Okabe and Ito's, and others as far apart), and no m
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,6 +20,7 @@ from PIL import Image
 
 from conr.evaluation.scores import AGREEMENT, SCORES
 from conr.files import atomic_file
+from conr.report.fonts import drawable, installed_fonts
 
 Row = Mapping[str, float | None]
 Pixels = NDArray[np.uint8]
@@ -36,10 +39,14 @@ MOST_TICKS = 50
 FEW_POINTS = 15  # up to here the points of a curve are marked
 FEW = 0.1  # a cluster with less than this share of the mean size is pointed out
 DARK = 0.55  # of the shades of blue, from 0 to 1: beyond, texts are white
-MOST_GALLERY_ROWS = 30
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "weight": "bold", "color": INK}
+TITLE_CHARACTERS = 10  # of an inch of a title
+LEGEND_WIDTH = 110  # characters of all columns of a legend
+MOST_GALLERY_ROWS, MOST_GALLERY_COLUMNS = 30, 24
 SMALLEST_TILE, LARGEST_TILE, GAP, MARGIN = 48, 96, 4, 16  # pixels
 
 
+@installed_fonts()
 def training_figure(pretrain: Sequence[Row], finetune: Sequence[Row]) -> Figure:
     """Loss, scores and neighborhood against the epoch: panels below each other, those without any value left out.
 
@@ -68,7 +75,7 @@ def training_figure(pretrain: Sequence[Row], finetune: Sequence[Row]) -> Figure:
 
 def _draw_panel(axes: Axes, title: str, keys: Sequence[str], pretrain: Sequence[Row], finetune: Sequence[Row]) -> None:
     """Draw curves, named above the panel with their last value, and a line where ConNR starts."""
-    tidy(axes, title, pad=26)
+    tidy(axes, title)
     axes.grid(color=FAINT, linewidth=0.8)
     drawn = []
     for key, color in zip(keys, (BLUE, ORANGE, GREEN), strict=False):
@@ -97,13 +104,14 @@ def _curve(rows: Sequence[Row], key: str) -> NDArray[np.float64]:
     return points[np.isfinite(points[:, 1])].T
 
 
+@installed_fonts()
 def sizes_figure(sizes: NDArray[np.int64]) -> Figure:
     """The number of images in each of K clusters as bars, the largest on top; under a tenth of the mean in orange."""
     clusters, mean = len(sizes), float(sizes.mean())
     named = clusters <= MOST_NAMED_BARS
     order = np.argsort(-sizes, kind="stable")
     title = f"Images per cluster: {sizes.max():,} in the largest, {sizes.min():,} in the smallest"
-    figure, axes = panel((8, 1.3 + clusters * (0.25 if named else 0.045)), title, pad=26)
+    figure, axes = panel((8, 1.3 + clusters * (0.25 if named else 0.045)), title)
     colors = [ORANGE if sizes[cluster] < FEW * mean else BLUE for cluster in order]
     bars = axes.barh(np.arange(clusters), sizes[order], color=colors, height=0.8)
     axes.axvline(mean, color=INK, linestyle="--", linewidth=1.2, label=f"mean {mean:,.4g}")
@@ -122,6 +130,7 @@ def sizes_figure(sizes: NDArray[np.int64]) -> Figure:
     return figure
 
 
+@installed_fonts()
 def confusion_figure(table: NDArray[np.int64], class_names: list[str], cluster_numbers: list[int]) -> Figure:
     """How the images of each class are distributed over the clusters.
 
@@ -136,10 +145,11 @@ def confusion_figure(table: NDArray[np.int64], class_names: list[str], cluster_n
     counted = columns <= MOST_COUNTED_COLUMNS
     edge = 0.46 if counted else 0.16
     size = np.clip(columns * edge + 2.8, 6, 14), np.clip(rows * min(edge, 0.4) + 1.6, 3.2, 14)
-    figure, axes = panel(size, "Where the images of each class went" + (" (numbers are images)" if counted else ""))
+    names, numbers = list(map(shorten, class_names)), list(map(str, cluster_numbers))
+    title = "Where the images of each class went" + (" (numbers are images)" if counted else "")
+    figure, axes = panel(size, title, left=0.9 + 0.1 * max(map(len, names), default=0))
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     counts = {(row, column): str(table[row, column]) for row, column in np.argwhere(table > 0)} if counted else {}
-    names, numbers = list(map(shorten, class_names)), list(map(str, cluster_numbers))
     image = heat_map(axes, shares, counts, names, numbers, fontsize=8, limits=(0, 1))
     figure.colorbar(image, label="share of the class", shrink=min(1.0, 4 / figure.get_figheight()))
     axes.tick_params(labelsize=9 if max(rows, columns) <= MOST_COUNTED_COLUMNS else 7)
@@ -147,6 +157,7 @@ def confusion_figure(table: NDArray[np.int64], class_names: list[str], cluster_n
     return figure
 
 
+@installed_fonts()
 def map_figure(points: NDArray[np.float32], clusters: NDArray[np.int64]) -> Figure:
     """A map of images at (N, 2) points, colored by their (N,) clusters; a cluster's number is at its median."""
     numbers, members = np.unique(clusters, return_inverse=True)
@@ -176,14 +187,15 @@ def map_colors(medians: NDArray[np.float32]) -> list[str]:
     return chosen
 
 
+@installed_fonts()
 def gallery_figure(images: Pixels, order: list[list[int]]) -> Figure:
-    """One row of the most typical images per cluster, of the first 30 clusters at most, pixel by pixel.
+    """One row of the most typical images per cluster, pixel by pixel: 24 images of 30 clusters at most.
 
     Args:
         images: (N, H, W, 3) uint8.
         order: for each cluster the indices of its images, the most typical first; empty for an empty one.
     """
-    shown, left_out = order[:MOST_GALLERY_ROWS], len(order) - MOST_GALLERY_ROWS
+    shown, left_out = [row[:MOST_GALLERY_COLUMNS] for row in order[:MOST_GALLERY_ROWS]], len(order) - MOST_GALLERY_ROWS
     tiles = montage(images, shown)
     height, width = tiles.shape[:2]
     left, top, bottom = 24 + 11 * len(str(len(shown) - 1)), 56, 40 if left_out > 0 else 10
@@ -242,11 +254,11 @@ def picture(canvas: Pixels, title: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def panel(size: tuple[float, float], title: str, pad: float = 10) -> tuple[Figure, Axes]:
-    """A figure of one panel, of a size in inches."""
+def panel(size: tuple[float, float], title: str, left: float = 1) -> tuple[Figure, Axes]:
+    """A figure of one panel, of a size in inches, with so many inches to the left of the panel for names."""
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    tidy(axes, title, pad)
+    tidy(axes, fill(title, max(int((size[0] - left) * TITLE_CHARACTERS), 20)))
     return figure, axes
 
 
@@ -272,25 +284,30 @@ def heat_map(
     return image
 
 
-def tidy(axes: Axes, title: str, pad: float = 10) -> None:
+def tidy(axes: Axes, title: str) -> None:
     """Give a panel its title and only the spines that carry an axis."""
-    axes.set_title(title, loc="left", fontsize=11, weight="bold", color=INK, pad=pad)
+    axes.set_title(title, **TITLE, pad=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
 
 
 def legend_above(axes: Axes) -> None:
-    """A legend between title and panel, where it covers no data; the title needs a pad of 26 points."""
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 1), borderaxespad=0.2)
+    """A legend between title and panel, where it covers no data; the title makes way for its lines."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(min(LEGEND_WIDTH // (max(map(len, labels), default=0) + 5), len(labels)), 1)
+    style: dict[str, Any] = {"frameon": False, "fontsize": 9, "borderaxespad": 0.2}
+    axes.legend(**style, ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1))
+    lines = -(-len(labels) // columns)
+    axes.set_title(axes.get_title("left"), **TITLE, pad=11 + 15 * lines)
 
 
 def shorten(name: str, length: int = 24) -> str:
     """A name for a tick: on one line, of bounded length, and of characters that matplotlib draws as they are."""
-    name = " ".join(name.split()).replace("$", r"\$").encode(errors="replace").decode()
+    name = drawable(" ".join(name.split()).encode(errors="replace").decode()).replace("$", r"\$")
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure without the date or the library's version: the same run gives the same file."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, installed_fonts():
         figure.savefig(temporary, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})

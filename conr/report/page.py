@@ -8,7 +8,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,11 @@ from conr.files import write_text
 from conr.report.published import Published
 
 LONGEST_EDGE, LONGEST_EDGE_OF_MANY = 128, 64  # pixels of a thumbnail
-MANY_SAMPLES = 1500  # from here on the smaller edge, else the page grows to more than a browser likes
+MANY_SAMPLES = 1500  # from here on the smaller edge
+THUMBNAILS = 10_000_000  # bytes of all thumbnails with their markup: a browser is slow with much more
+MARKUP = 400  # bytes around a thumbnail, beside its file name
+PROBES = 100  # thumbnails from which the size of all is estimated
+LARGE_FIGURE = 300_000  # bytes of a PNG file from which a JPEG one is tried
 PIXELATED_BELOW = 64  # the edge of a thumbnail on the page: smaller images show their pixels
 
 
@@ -34,14 +38,14 @@ class Sample:
         pixels: (H, W, 3) uint8.
         boundary_ratio: 0 on its cluster's centroid, 1 half-way to the next one.
         label: its label, if there is one.
-        next_cluster: the second nearest cluster.
+        next_cluster: the second nearest cluster; None if no other one holds images.
     """
 
     file: str
     pixels: NDArray[np.uint8]
     boundary_ratio: float
     label: str | None
-    next_cluster: int
+    next_cluster: int | None
 
     @property
     def is_small(self) -> bool:
@@ -144,21 +148,73 @@ class Report:
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Write the report as one HTML file that opens without a server or a network."""
+    """Write the report as one HTML file that opens without a server or a network.
+
+    Where the thumbnails would make the page too large, it shows fewer of each cluster and says so.
+    """
+    samples = sum(len(card.typical) + len(card.borderline) for card in report.clusters)
+    thumbnails = _Thumbnails(LONGEST_EDGE if samples < MANY_SAMPLES else LONGEST_EDGE_OF_MANY)
+    report = _within_budget(report, thumbnails)
     environment = Environment(loader=PackageLoader("conr", "report"), autoescape=True, keep_trailing_newline=True)
     environment.filters |= {
-        "score": lambda value: f"{value:.3f}",
+        "score": lambda value: f"{value:z.3f}",
         "signed": _signed,
         "percent": _percent,
         "decimal": lambda value: "–" if value is None else f"{value:.1f}",
-        "thumbnail": _thumbnail,
-        "file": lambda figure: _data_uri(figure.read_bytes()),
+        "thumbnail": thumbnails.uri,
+        "file": _figure_uri,
     }
-    samples = sum(len(card.typical) + len(card.borderline) for card in report.clusters)
-    edge = LONGEST_EDGE if samples < MANY_SAMPLES else LONGEST_EDGE_OF_MANY
-    html = environment.get_template("page.html.jinja").render(report=report, edge=edge)
+    html = environment.get_template("page.html.jinja").render(report=report)
     # A file name that is no valid text (Linux allows any bytes) must not stop the report.
     write_text(path, html, errors="replace")
+
+
+class _Thumbnails:
+    """Thumbnails as data URIs, each encoded once."""
+
+    def __init__(self, edge: int) -> None:
+        self._edge = edge
+        self._encoded: dict[int, str] = {}  # by the identity of samples, which live as long as the report
+
+    def uri(self, sample: Sample) -> str:
+        """An image reduced to the longest edge but never enlarged: as PNG, or as JPEG if it is large and that smaller.
+
+        Small images, whose pixels the page shows, stay as they are.
+        """
+        if id(sample) not in self._encoded:
+            image = Image.fromarray(sample.pixels)
+            image.thumbnail((self._edge, self._edge), Image.Resampling.LANCZOS)
+            best = _encoded(image, "PNG")
+            if not sample.is_small:
+                best = min(best, _encoded(image, "JPEG", quality=85), key=len)
+            self._encoded[id(sample)] = _data_uri(best)
+        return self._encoded[id(sample)]
+
+    def size(self, sample: Sample) -> int:
+        """Bytes of a thumbnail and its markup."""
+        return len(self.uri(sample)) + MARKUP + len(sample.file)
+
+
+def _within_budget(report: Report, thumbnails: _Thumbnails) -> Report:
+    """The same report, if its thumbnails are small enough; else with fewer of each cluster, and a note that says so."""
+    samples = [sample for card in report.clusters for sample in (*card.typical, *card.borderline)]
+    probes = samples[:: max(len(samples) // PROBES, 1)]
+    total = sum(map(thumbnails.size, probes)) / max(len(probes), 1) * len(samples)
+    if total <= 0.9 * THUMBNAILS and sum(map(thumbnails.size, samples)) <= THUMBNAILS:
+        return report
+    share, left, cards = 0.9 * min(THUMBNAILS / total, 1), THUMBNAILS, []
+    for card in report.clusters_by_size():
+        typical = card.typical[: max(int(share * len(card.typical)), 1)]
+        borderline = card.borderline[: int(share * len(card.borderline))]
+        left -= sum(map(thumbnails.size, [*typical, *borderline])) if left > 0 else 0
+        fits = left > 0
+        cards.append(replace(card, typical=typical if fits else [], borderline=borderline if fits else []))
+    shown = sum(len(card.typical) + len(card.borderline) for card in cards)
+    note = (
+        f"The page shows {shown:,} images of the {len(samples):,} that evaluate.gallery asks for: with more it would "
+        "be too large for a browser. The table of assignments lists all."
+    )
+    return replace(report, clusters=cards, notes=[*report.notes, note])
 
 
 def _signed(change: float) -> str:
@@ -173,14 +229,22 @@ def _percent(value: MeanStd) -> str:
     return f"{100 * value.mean:.1f} ± {100 * value.std:.1f} ({value.count} seeds)"
 
 
-def _thumbnail(pixels: NDArray[np.uint8], edge: int) -> str:
-    """An (H, W, 3) image as PNG, reduced to the given longest edge but never enlarged."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((edge, edge), Image.Resampling.LANCZOS)
+def _figure_uri(path: Path) -> str:
+    """A figure as the file that it is, or as JPEG where that is much smaller: one of many photos is."""
+    png = path.read_bytes()
+    if len(png) < LARGE_FIGURE:
+        return _data_uri(png)
+    with Image.open(path) as image:
+        jpeg = _encoded(image.convert("RGB"), "JPEG", quality=85, subsampling=0)
+    return _data_uri(jpeg if len(jpeg) < len(png) / 2 else png)
+
+
+def _encoded(image: Image.Image, kind: str, **settings: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return _data_uri(buffer.getvalue())
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _data_uri(image: bytes) -> str:
+    kind = "jpeg" if image.startswith(b"\xff\xd8") else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"

@@ -18,6 +18,7 @@ from conr.evaluation.scores import AGREEMENT, SCORES, MeanStd
 from conr.neighbors.study import PurityCurves, Retrieval, Verdict
 from conr.report import figures
 from conr.report.figures import FAINT, GRAY, GREEN, INK, MARGIN, Pixels, Row, legend_above, shorten
+from conr.report.fonts import installed_fonts
 
 RED = "#C8102E"
 COLORS = figures.BLUE, figures.ORANGE, GREEN, figures.PINK, figures.WINE, figures.SKY, figures.AMBER, figures.INDIGO
@@ -36,6 +37,7 @@ TILE_GAP, QUERY_GAP, TITLE_WIDTH = 18, 20, 112  # pixels
 MARK = 17  # pixels: the edge of the mark in a frame's corner
 
 
+@installed_fonts()
 def purity_figure(curves: PurityCurves) -> Figure:
     """The purity of the K nearest neighbors against K (Fig. 2), in percent as in the paper."""
     figure, axes = _chart("How many of the K nearest neighbors show the same class")
@@ -48,6 +50,7 @@ def purity_figure(curves: PurityCurves) -> Figure:
     return figure
 
 
+@installed_fonts()
 def neighbors_figure(
     images: Pixels, retrievals: Sequence[Retrieval], query_names: Sequence[str] | None = None
 ) -> Figure:
@@ -119,6 +122,7 @@ def _explain_frames(axes: Axes, shown: Sequence[Verdict], known: bool) -> None:
         x += 76 + 9 * len(meaning)
 
 
+@installed_fonts()
 def sweep_figure(runs: Sequence[Row], parameter: str) -> Figure:
     """Scores against one parameter (Fig. 3a): means, in percent, with error bars of one standard deviation.
 
@@ -142,6 +146,7 @@ def sweep_figure(runs: Sequence[Row], parameter: str) -> Figure:
     return figure
 
 
+@installed_fonts()
 def pair_sweep_figure(runs: Sequence[Row], first: str, second: str, score: str = "acc") -> Figure:
     """A score against a pair of parameters, such as k1 and k2 (Fig. 3b); pairs that were not tried stay white.
 
@@ -166,6 +171,7 @@ def pair_sweep_figure(runs: Sequence[Row], first: str, second: str, score: str =
     return figure
 
 
+@installed_fonts()
 def score_curves_figure(logs: Mapping[str, Sequence[Sequence[Row]]], score: str = "acc") -> Figure:
     """A score against the epoch for several runs, such as BYOL and ConNR (Fig. 3c).
 
@@ -177,7 +183,7 @@ def score_curves_figure(logs: Mapping[str, Sequence[Sequence[Row]]], score: str 
     """
     title, several = SCORES[score].title, any(len(seeds) > 1 for seeds in logs.values())
     band = ": mean of the seeds, and one standard deviation either way" if several else ""
-    figure, axes = _chart(f"{title} during training{band}", pad=26 + 15 * ((len(logs) - 1) // 3))
+    figure, axes = _chart(f"{title} during training{band}")
     for number, (name, seeds) in enumerate(logs.items()):
         found = _results([row for seed in seeds for row in seed], ["epoch"], score)
         epochs = [epoch for (epoch,) in found]
@@ -192,9 +198,9 @@ def score_curves_figure(logs: Mapping[str, Sequence[Sequence[Row]]], score: str 
     return figure
 
 
-def _chart(title: str, pad: float = 26, grid: Literal["both", "y"] = "both") -> tuple[Figure, Axes]:
-    """A figure for curves, with grid lines and space for a legend."""
-    figure, axes = figures.panel((8, 4.6), title, pad)
+def _chart(title: str, grid: Literal["both", "y"] = "both") -> tuple[Figure, Axes]:
+    """A figure for curves, with grid lines and a legend."""
+    figure, axes = figures.panel((8, 4.6), title)
     axes.grid(axis=grid, color=FAINT, linewidth=0.8)
     return figure, axes
 

@@ -1,7 +1,8 @@
 """The state that a training resumes from.
 
 A checkpoint is written to a temporary name, synced and renamed, so that a kill at any time leaves the last whole
-one. Its folder is named by a fingerprint of everything the run depends on: changed parameters never resume.
+one; its first line has the hash of the rest, so that a damaged one is never resumed from. Its folder is named by a
+fingerprint of everything the run depends on: changed parameters never resume.
 """
 
 import ast
@@ -10,6 +11,7 @@ import io
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import Any
 
 import torch
 
+from conr.errors import Note, one_line
 from conr.files import atomic_file
 
+LONGEST_HEAD = 1000  # bytes of the first line
 SAVING = 0.02  # of the time of a training may go into saving its state
 CODE = Path(__file__).parents[1]
 # What a training and its scores can depend on, of conr's code. A test compares it with what the stages import.
@@ -86,15 +90,29 @@ class Checkpoint:
     @property
     def epochs(self) -> int:
         """After how many epochs the state was saved; the rest of it is not read."""
-        if not self.file.exists():
+        try:
+            with self.file.open("rb") as file:
+                return int(json.loads(file.readline(LONGEST_HEAD))["epochs"])
+        except (OSError, ValueError, KeyError, TypeError):
             return 0
-        return len(torch.load(self.file, map_location="cpu", weights_only=True, mmap=True)["history"])
 
     def load(self) -> dict[str, Any] | None:
-        """The last saved state on the CPU, or None if there is none."""
+        """The last saved state on the CPU, or None if there is none, or none that can be used: that is set aside."""
         if not self.file.exists():
             return None
-        state: dict[str, Any] = torch.load(self.file, map_location="cpu", weights_only=True)
+        try:
+            with self.file.open("rb") as file:
+                head = json.loads(file.readline(LONGEST_HEAD))
+                content = file.read()
+            if hashlib.sha256(content).hexdigest() != head["sha256"]:
+                raise ValueError("its content is not what was saved")
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # PyTorch's unpickler raises errors of many classes
+            aside = self.file.with_suffix(".damaged")
+            self.file.replace(aside)
+            message = f"{self.file} is damaged ({one_line(error)}); it is now {aside}, and training starts anew"
+            warnings.warn(Note(message), stacklevel=2)
+            return None
         return state
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -104,8 +122,11 @@ class Checkpoint:
         # Through memory: PyTorch's own writer turns a full disk into an error of no class of its own.
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
-        with atomic_file(self.file) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+        content = buffer.getbuffer()
+        head = {"epochs": len(state.get("history", [])), "sha256": hashlib.sha256(content).hexdigest()}
+        with atomic_file(self.file) as temporary, temporary.open("wb") as file:
+            file.write(json.dumps(head).encode() + b"\n")
+            file.write(content)
         finished = time.monotonic()
         self._due = finished + (finished - started) / SAVING
 

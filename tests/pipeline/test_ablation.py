@@ -111,7 +111,7 @@ def test_without_labels_it_is_refused(workspace: Workspace) -> None:
         UserError, match=r"the store holds no labels, so the rows cannot be scored; set prepare\.labels"
     ):
         ablate(workspace, tiny(), [0])
-    assert not workspace.scratch.exists()
+    assert not workspace.experiments.exists()
 
 
 def test_seeds_that_are_no_numbers_are_refused(project: Path) -> None:

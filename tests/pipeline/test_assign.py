@@ -17,11 +17,12 @@ from conr.embedding.export import export
 from conr.embedding.int8 import quantize
 from conr.embedding.session import INPUT, OUTPUT, Properties, open_session
 from conr.errors import UserError
-from conr.files import sha256_of, write_json
+from conr.files import save_array, sha256_of
 from conr.observer import SILENT
 from conr.pipeline import assign as assigning
 from conr.pipeline.assign import assign_folder
-from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.pipeline.records import write_record
+from conr.pipeline.workspace import RECORD, Workspace
 from conr.stages import beside
 from conr.training.weights import ModelSpec
 
@@ -62,7 +63,7 @@ def embedded(encoder: Path, pixels: list[NDArray[np.uint8]]) -> NDArray[np.float
 
 def record(workspace: Workspace, sha256: str) -> None:
     """Say which encoder the centroids belong to, as evaluate does."""
-    write_json(workspace.results / RECORD, Record(seeds=[0], made_from={"encoder": sha256}))
+    write_record(workspace.results, [workspace.centroids], [0], {"encoder": sha256})
 
 
 @pytest.fixture
@@ -77,8 +78,8 @@ def project(encoder: Path, tmp_path: Path) -> Project:
         Image.fromarray(pixels[name]).save(tmp_path / "new" / name)
     workspace.encoder.parent.mkdir(parents=True)
     workspace.encoder.symlink_to(encoder)
+    save_array(workspace.centroids, embedded(encoder, [pixels[name] for name in ("a.png", "deep/d.png", "h.png")]))
     record(workspace, sha256_of(encoder))
-    np.save(workspace.centroids, embedded(encoder, [pixels[name] for name in ("a.png", "deep/d.png", "h.png")]))
     return Project(workspace, tmp_path / "new", pixels, tmp_path / "results" / "table.csv")
 
 
@@ -139,7 +140,6 @@ def test_images_are_copied_into_a_folder_per_cluster(project: Project, tmp_path:
         ("new", None, "--output .*/new is a folder; name a file, such as .*/new/assignments.csv"),
         ("file/table.csv", None, "--output .*/file/table.csv: cannot write to .*/file;"),
         ("locked/a/table.csv", None, "--output .*: cannot write to .*/locked;"),
-        ("table.csv", "full", "--sort-into .*/full is not empty; name a new folder"),
         ("table.csv", "file", "--sort-into .*/file: cannot write to .*/file;"),
         ("table.csv", "locked/a", "--sort-into .*: cannot write to .*/locked;"),
         ("table.csv", "new", "--sort-into .*/new lies in .*/new, whose images are sorted; name a folder outside"),
@@ -151,7 +151,7 @@ def test_targets_that_cannot_be_written_to_are_refused_before_any_image_is_read(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("new")
-    for folder in ("full/0", "locked"):
+    for folder in ("locked",):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked")  # root may write anywhere
     monkeypatch.setattr(assigning, "open_encoder", lambda *_: pytest.fail("nothing was refused"))
@@ -170,9 +170,9 @@ def test_an_empty_folder_may_be_sorted_into(project: Project, tmp_path: Path) ->
 
 def test_folders_are_named_alike_whatever_clusters_come(project: Project, tmp_path: Path) -> None:
     few = np.load(project.workspace.centroids)
-    np.save(
-        project.workspace.centroids, np.concatenate([few, -few, -few, -few])
-    )  # 12 clusters, of which these images use the first
+    # 12 clusters, of which these images use the first.
+    np.save(project.workspace.centroids, np.concatenate([few, -few, -few, -few]))
+    record(project.workspace, sha256_of(project.workspace.encoder))
     project.assign(sort_into=tmp_path / "sorted")
     assert {path.name for path in (tmp_path / "sorted").iterdir()} == {"00", "01", "02"}
 
@@ -254,8 +254,8 @@ def test_centroids_that_are_no_float32_matrix_are_named(project: Project) -> Non
 
 def test_centroids_of_another_encoder_of_the_same_dimension_are_refused(project: Project) -> None:
     record(project.workspace, "of another one")
-    message = f"{project.workspace.centroids} was made with another encoder than {project.workspace.encoder}; run conr "
-    with pytest.raises(UserError, match=f"^{message}evaluate, or dvc repro"):
+    message = f"^{project.workspace.results} was made from another encoder: of anoth then, .* now; run conr evaluate"
+    with pytest.raises(UserError, match=message):
         project.assign()
     assert not project.output.exists()
 
@@ -273,6 +273,7 @@ def test_results_that_do_not_name_their_encoder_are_refused(project: Project, co
 def test_centroids_of_another_dimension_are_refused(project: Project) -> None:
     workspace = project.workspace
     np.save(workspace.centroids, np.zeros((CLUSTERS, DIMENSION + 1), dtype=np.float32))
+    record(workspace, sha256_of(workspace.encoder))
     with pytest.raises(UserError, match=f"^{workspace.encoder} and {workspace.centroids} do not match; run "):
         project.assign()
 

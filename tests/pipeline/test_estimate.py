@@ -239,8 +239,8 @@ def test_settings_change_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_parameters_that_do_not_go_with_the_images_are_refused_before_anything_is_tried(workspace: Workspace) -> None:
-    with pytest.raises(UserError, match=r"pretrain\.batch_size = 1798 is larger than the number of images"):
-        estimate(workspace, tiny({"pretrain.batch_size": 1798}))
+    with pytest.raises(UserError, match=r"clusters = 1798 is larger than the number of images"):
+        estimate(workspace, tiny({"clusters": 1798}))
     assert not workspace.scratch.exists()
 
 

@@ -13,15 +13,17 @@ from scipy.spatial.distance import cdist
 
 from conr.clustering.kmeans import kmeans
 from conr.data.store import load_manifest, open_store
-from conr.errors import UserError
+from conr.errors import Note
 from conr.evaluation.agreement import label_scores
-from conr.files import write_json
+from conr.files import save_array
 from conr.observer import Observer
 from conr.parameters import EvaluateStage, FinetuneStage, PretrainStage
+from conr.pipeline.checks import fit_batches
 from conr.pipeline.evaluate import evaluate
 from conr.pipeline.finetune import finetune
 from conr.pipeline.pretrain import pretrain
-from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.pipeline.records import of_embeddings, write_record
+from conr.pipeline.workspace import RECORD, Workspace
 
 TRAINED = 1438
 CHANGES: dict[str, Any] = {
@@ -69,10 +71,11 @@ def embed_elsewhere(workspace: Workspace) -> NDArray[np.float32]:
     which = np.concatenate([generator.integers(0, 5, TRAINED), generator.integers(5, 10, IMAGES - TRAINED)])
     points = centers[which] + 0.5 * generator.normal(size=(IMAGES, 16))
     units: NDArray[np.float32] = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-    record = Record(seeds=[0], made_from={"encoder": "of these"}, precision="float32")
-    write_json(workspace.embedded / RECORD, record)
-    for path in (workspace.embeddings(), workspace.embeddings(0)):
-        np.save(path, units)
+    made_from = of_embeddings(workspace, load_manifest(workspace.store), 0) | {"encoder": "of these"}
+    paths = [workspace.embeddings(), workspace.embeddings(0)]
+    for path in paths:
+        save_array(path, units)
+    write_record(workspace.embedded, paths, [0], made_from, "float32")
     return units
 
 
@@ -92,7 +95,7 @@ def test_centroids_are_of_the_training_part_and_scores_of_the_test_part(
     )
     order = np.argsort(-np.bincount(expected.assignments, minlength=10), kind="stable")
     np.testing.assert_array_equal(np.load(workspace.centroids), expected.centroids[order])
-    assert json.loads((workspace.results / RECORD).read_text())["made_from"] == {"encoder": "of these"}
+    assert json.loads((workspace.results / RECORD).read_text())["made_from"]["encoder"] == "of these"
 
     rows = table(workspace.assignments)
     assigned = np.array([int(row["cluster"]) for row in rows])
@@ -108,11 +111,10 @@ def test_centroids_are_of_the_training_part_and_scores_of_the_test_part(
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
-def test_a_batch_that_fits_into_all_images_but_not_into_those_to_train_on_is_refused(
-    trained: tuple[Workspace, list[int]], workspace: Workspace, stage: str
+def test_a_batch_that_fits_into_all_images_but_not_into_those_to_train_on_is_reduced(
+    trained: tuple[Workspace, list[int]], stage: str
 ) -> None:
-    workspace.borrow(trained[0], "artifacts/store", "artifacts/pretrain")
     too_large = PARAMETERS.changed({f"{stage}.batch_size": TRAINED + 1})
-    message = rf"{stage}\.batch_size = 1439 is larger than the number of images to train on \(1438\)"
-    with pytest.raises(UserError, match=message):
-        run_stages(workspace, too_large, stage)
+    message = rf"{stage}\.batch_size = 1439 is larger than the number of images to train on \(1438\); 1438 is used"
+    with pytest.warns(Note, match=message):
+        fit_batches(too_large, load_manifest(trained[0].store))

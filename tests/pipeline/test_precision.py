@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -13,13 +13,14 @@ from project import FINISHED, SEEDS, run_stages, tiny
 from conr.embedding import int8
 from conr.embedding.session import PROVIDERS, Properties, open_session, properties
 from conr.errors import UserError
-from conr.files import sha256_of
+from conr.files import load_json, sha256_of
 from conr.observer import SILENT
 from conr.parameters import ExtractStage
 from conr.parameters.groups import Extract
 from conr.pipeline import extract as extracting
 from conr.pipeline.extract import extract
-from conr.pipeline.workspace import RECORD, Workspace
+from conr.pipeline.records import write_record
+from conr.pipeline.workspace import RECORD, Record, Workspace
 from conr.stages import extract as command
 
 INT8 = ExtractStage(device="cpu", extract=Extract(precision="int8"))
@@ -31,8 +32,9 @@ PARAMETERS = tiny({**FINISHED, "seeds": [FIRST]})
 def refined(finished: Workspace, workspace: Workspace) -> Workspace:
     """A workspace of its own that ran up to finetune, with one seed."""
     workspace.borrow(finished, "artifacts/store", "artifacts/pretrain", f"artifacts/finetune/{FIRST}")
-    of_one = json.loads((finished.refined / RECORD).read_text()) | {"seeds": [FIRST]}
-    (workspace.refined / RECORD).write_text(json.dumps(of_one))
+    record = load_json(finished.refined / RECORD, Record, "")
+    files = workspace.finetuned(FIRST)
+    write_record(workspace.refined, [files.weights, files.log], [FIRST], record.made_from)
     return workspace
 
 
@@ -43,12 +45,13 @@ def extracted(finished: Workspace, refined: Workspace) -> Workspace:
     refined.embedded.mkdir()
     for seed in (None, FIRST):
         refined.embeddings(seed).write_bytes(finished.embeddings(seed).read_bytes())
-    of_one = json.loads((finished.embedded / RECORD).read_text()) | {"seeds": [FIRST]}
-    (refined.embedded / RECORD).write_text(json.dumps(of_one))
+    record = load_json(finished.embedded / RECORD, Record, "")
+    files = [refined.embeddings(), refined.embeddings(FIRST)]
+    write_record(refined.embedded, files, [FIRST], record.made_from, record.precision)
     return refined
 
 
-def record(workspace: Workspace) -> object:
+def record(workspace: Workspace) -> Any:
     return json.loads((workspace.embedded / RECORD).read_text())
 
 
@@ -94,8 +97,8 @@ def test_int8_embeds_nearly_alike_and_is_named_everywhere(
     for seed in (None, FIRST):
         cosines = (np.load(extracted.embeddings(seed)) * np.load(finished.embeddings(seed))).sum(axis=1)
         assert 0.95 < cosines.mean() < 0.99999, seed
-    made_from = {"encoder": sha256_of(extracted.encoder)}
-    assert record(extracted) == {"seeds": [FIRST], "made_from": made_from, "precision": "int8"}
+    assert record(extracted)["made_from"]["encoder"] == sha256_of(extracted.encoder)
+    assert (record(extracted)["seeds"], record(extracted)["precision"]) == ([FIRST], "int8")
     assert properties(open_session(extracted.encoder, "cpu")) == Properties(image_size=8, fit="crop", precision="int8")
 
     run_stages(extracted, PARAMETERS, "evaluate")

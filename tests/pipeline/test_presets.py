@@ -159,6 +159,7 @@ def test_all_are_listed_with_their_first_comment() -> None:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     """The params.yaml of a project, which is not there yet."""
+    (tmp_path / "dvc.yaml").touch()
     return tmp_path / "params.yaml"
 
 
@@ -180,7 +181,7 @@ def test_a_preset_is_written_and_every_change_is_named(target: Path) -> None:
     }
     assert "set prepare.root" in last
     assert "dvc repro" in last
-    assert list(target.parent.iterdir()) == [target], "a preset need not be kept"
+    assert sorted(path.name for path in target.parent.iterdir()) == ["dvc.yaml", "params.yaml"], "no copy of a preset"
     assert "No value changed" in write("imagenet-dogs", target)
 
 
@@ -193,6 +194,19 @@ def test_it_says_what_to_do_next(name: str, target: Path) -> None:
     assert ("prepare.path" in last) == (name == "folder")
     assert ("prepare.root" in last) == (name not in ("digits", "folder"))
     assert ("downloads" in last) == VALUES[name]["prepare.download"]
+
+
+def test_where_there_is_no_project_it_says_how_to_make_one(tmp_path: Path) -> None:
+    last = write("folder", tmp_path / "params.yaml").splitlines()[-1]
+    assert "There is no dvc.yaml here, which dvc repro needs: conr new FOLDER --preset folder makes a project." in last
+    assert " In it, next: set prepare.path to your images" in last
+
+
+def test_a_preset_replaces_a_link_into_a_cache_and_does_not_write_to_it(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "cached").write_bytes(FILES["cifar10"].read_bytes())
+    target.hardlink_to(tmp_path / "cached")
+    write("digits", target)
+    assert (tmp_path / "cached").read_bytes() == FILES["cifar10"].read_bytes()
 
 
 def test_a_file_that_is_no_preset_is_kept(project: Path) -> None:

@@ -1,14 +1,16 @@
 """What stages refuse before or while they train: images and weights that do not go with the parameters."""
 
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 from project import run_stages, tiny
 
-from conr.data.store import open_store
-from conr.errors import UserError
+from conr.data.store import Manifest, open_store, write_subset
+from conr.errors import Note, UserError
 from conr.parameters import STAGES, PretrainStage
-from conr.pipeline.checks import check_data
+from conr.pipeline.checks import check_data, fit_batches
 from conr.pipeline.pretrain import model_spec
 from conr.pipeline.workspace import Workspace
 from conr.training.weights import save_weights
@@ -17,16 +19,19 @@ from conr.training.weights import save_weights
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clusters": 1798}, "clusters = 1798 is larger than the number of images (1797); lower it"),
-        ({"pretrain.batch_size": 1798}, "pretrain.batch_size = 1798 is larger than the number of images to train on"),
-        ({"finetune.batch_size": 1798}, "finetune.batch_size = 1798 is larger than the number of images to train on"),
+        ({"clusters": 1798}, "clusters = 1798 is larger than the number of images to train on (1797); lower it"),
         (
             {"framework.name": "moco", "finetune.instance": 1.0, "framework.queue": 1797},
             "framework.queue = 1797 is not",
         ),
         (
             {"k1": 1798, "finetune.batch_size": 1798, "evaluate.context": 1798},
-            "finetune.batch_size = 1798 is larger than the number of images to train on",
+            "k1 = 1798 is larger than the number of images in a batch (1796); lower it",
+        ),
+        (
+            {"clusters": 1798, "pretrain.scattering": 0.1, "pretrain.prototypes": 1799},
+            "clusters = 1798 is larger than the number of images to train on (1797); lower it; also, "
+            "pretrain.prototypes = 1799 is larger than the number of images to train on (1797); lower it",
         ),
     ],
 )
@@ -36,6 +41,46 @@ def test_parameters_that_do_not_go_with_the_images_are_named(
     with pytest.raises(UserError) as error:
         check_data(tiny(changes), open_store(packed.store).manifest)
     assert str(error.value).startswith(message)
+
+
+def manifest_of(packed: Workspace, images: int, folder: Path) -> Manifest:
+    """Of the first so many images."""
+    write_subset(open_store(packed.store), np.arange(images), folder)
+    return open_store(folder).manifest
+
+
+@pytest.mark.parametrize("images", [5, 12])
+def test_a_batch_larger_than_the_data_is_reduced_with_a_note(packed: Workspace, images: int, tmp_path: Path) -> None:
+    manifest = manifest_of(packed, images, tmp_path / "store")
+    given = tiny({"pretrain.batch_size": 12, "finetune.batch_size": 20})
+    with pytest.warns(Note) as notes:
+        fitted = fit_batches(given, manifest)
+    used = images - images % 2
+    expected = {5: ["pretrain.batch_size = 12", "finetune.batch_size = 20"], 12: ["finetune.batch_size = 20"]}[images]
+    about = f" is larger than the number of images to train on ({images}); {used} is used"
+    assert [str(note.message) for note in notes] == [first + about for first in expected]
+    assert (fitted.pretrain.batch_size, fitted.finetune.batch_size) == ((4, 4) if images == 5 else (12, 12))
+    changed = {"pretrain": fitted.pretrain, "finetune": fitted.finetune}
+    assert fitted == given.model_copy(update=changed), "something else was changed, too"
+
+
+def test_a_run_with_a_batch_larger_than_the_data_is_one_with_all_images(
+    packed: Workspace, workspace: Workspace
+) -> None:
+    few = np.arange(0, 1797, 90)
+    workspace.store.unlink()
+    write_subset(open_store(packed.store), few, workspace.store)
+    changes = {"clusters": 2, "k": 3, "k1": 4, "finetune.batch_size": 20}
+    with pytest.warns(Note, match=r"pretrain\.batch_size = 128 .*; 20 is used"):
+        run_stages(workspace, tiny(changes), "pretrain")
+    weights = workspace.pretrained.weights.read_bytes()
+    run_stages(workspace, tiny({**changes, "pretrain.batch_size": 20}), "pretrain")
+    assert workspace.pretrained.weights.read_bytes() == weights
+
+
+def test_one_image_is_refused(packed: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is one image to train on, and a batch needs two"):
+        check_data(tiny(), manifest_of(packed, 1, tmp_path / "store"))
 
 
 def test_a_stage_is_not_checked_for_what_it_does_not_read(packed: Workspace) -> None:
@@ -62,7 +107,7 @@ def test_a_truncated_store_is_refused(packed: Workspace, workspace: Workspace, s
     shutil.copytree(packed.store, workspace.store)
     images = workspace.store / "images.npy"
     images.write_bytes(images.read_bytes()[:-1000])
-    with pytest.raises(UserError, match=f"^{workspace.store} is not a whole store"):
+    with pytest.raises(UserError, match=f"^{images} is missing or damaged "):
         run_stages(workspace, tiny(), stage)
 
 

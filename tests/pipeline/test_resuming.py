@@ -1,14 +1,16 @@
 """A training that was stopped resumes only if all it depends on is the same; `test_interruption.py` stops processes."""
 
-import json
 import shutil
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from project import run_stages, table, tiny
 
+from conr.data.store import open_store, write_store
 from conr.observer import Observer
 from conr.parameters import FinetuneStage, PretrainStage
 from conr.pipeline.finetune import finetune
@@ -78,8 +80,10 @@ def test_changed_parameters_do_not_resume(stopped: Workspace) -> None:
 
 
 def test_changed_images_do_not_resume(stopped: Workspace) -> None:
-    manifest = json.loads((stopped.store / "manifest.json").read_text())
-    (stopped.store / "manifest.json").write_text(json.dumps(manifest | {"checksum": "of other pixels"}))
+    store = open_store(stopped.store)
+    pixels = 255 - store.images
+    np.save(stopped.store / "images.npy", pixels)
+    write_store(stopped.store, store.manifest.model_copy(update={"checksum": sha256(pixels).hexdigest()}))
     assert epochs_trained(stopped, {}) == 2
     assert saved(stopped) == 1
 

@@ -183,7 +183,7 @@ def test_a_refused_run_keeps_what_an_earlier_one_made_and_an_unfinished_one_is_n
     monkeypatch.setattr(objective, "finetune", stopped)
     with pytest.raises(KeyboardInterrupt):
         finetune(pretrained, parameters(0, [7]))
-    with pytest.raises(UserError, match=rf"{pretrained.refined}/record\.json is missing .*; run conr finetune first"):
+    with pytest.raises(UserError, match=rf"{pretrained.refined}/record\.json is missing .*; run conr finetune again"):
         extract(pretrained, ExtractStage(device="cpu"))
 
 

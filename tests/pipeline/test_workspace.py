@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 from project import SEEDS, run_stages, tiny
 
+from conr.data.store import open_store
 from conr.observer import Observer
 from conr.parameters import PretrainStage
 from conr.pipeline.pretrain import pretrain
-from conr.pipeline.workspace import TrainingFiles, Workspace
+from conr.pipeline.workspace import RECORD, TrainingFiles, Workspace
 
-NO_ADDRESSES = {"root", "scratch", "here", "at", "borrow", "outside"}
+NO_ADDRESSES = {"root", "scratch", "here", "at", "borrow", "outside", "own_checkpoint", "locked"}
 
 
 def addresses(workspace: Workspace) -> dict[str, Path]:
@@ -50,7 +51,7 @@ def test_every_address_is_inside_the_root_or_the_scratch_space_and_there_is_one_
     found = addresses(Workspace(Path("/runs/one"), Path("/scratch")))
     assert {"store", "pretrained.weights", "finetuned 7.log", "embeddings 7", "checkpoint 7"} <= found.keys()
     inside_scratch = {name for name, path in found.items() if path.is_relative_to("/scratch")}
-    assert inside_scratch == {"experiments", "checkpoint 7", "checkpoint 8"}
+    assert inside_scratch == {"experiments", "locks", "checkpoint 7", "checkpoint 8"}
     for name in found.keys() - inside_scratch:
         assert found[name].is_relative_to("/runs/one"), name
     assert len(set(found.values())) == len(found), "no two artifacts have the same address"
@@ -64,7 +65,7 @@ def test_two_workspaces_have_no_address_in_common() -> None:
 
 def test_a_run_writes_to_its_addresses_only(finished: Workspace) -> None:
     known = [*addresses(finished).values(), *(finished.finetuned(seed).weights.parent for seed in SEEDS)]
-    known += [finished.embeddings(seed) for seed in SEEDS]
+    known += [finished.pretrained.weights.parent / RECORD, *map(finished.embeddings, SEEDS)]
     for file in contents(finished.root):
         assert file == "params.yaml" or any((finished.root / file).is_relative_to(path) for path in known), file
     assert not any(finished.checkpoint("").iterdir()), "a finished run leaves no checkpoint"
@@ -142,6 +143,5 @@ def test_a_run_that_starts_while_another_one_trains_in_the_same_process_changes_
     assert second.pretrained.weights.read_bytes() != first.pretrained.weights.read_bytes()
     images = "images.npy"
     assert (first.store / images).read_bytes() == (second.store / images).read_bytes()
-    manifests = [(workspace.store / "manifest.json").read_text() for workspace in (first, second)]
-    assert ['"labels": null' in text for text in manifests] == [False, True]
+    assert [open_store(workspace.store).labels is None for workspace in (first, second)] == [False, True]
     assert {name: contents(first.root)[name] for name in before} == before

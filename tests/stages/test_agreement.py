@@ -30,6 +30,7 @@ NO_INFLUENCE = (
     "conr/files.py",
     "conr/observer.py",
     "conr/processes.py",
+    "conr/text.py",
 )
 
 
@@ -118,7 +119,7 @@ def test_workspace_and_pipeline_name_the_same_artifacts() -> None:
     paths += [here.embeddings(), here.embeddings(7), here.results / RECORD]
     paths += [files.weights.parent for files in (here.pretrained, here.finetuned(7))]
     known = {path.as_posix() for path in paths}
-    beside = {path.as_posix() for path in (here.results, here.sweeps, here.ablation, here.experiments)}
+    beside = {path.as_posix() for path in (here.results, here.sweeps, here.ablation, here.experiments, here.locks)}
     made = set().union(*(outs(stage) for stage in PIPELINE["stages"].values()))
     assert made <= known
     assert {path for path in known - beside if not lies_in(path, made)} == set()

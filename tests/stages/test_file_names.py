@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from project import BIN, run_stages, table, tiny, write_params
 
-from conr.files import write_json
-from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.data.store import load_manifest
+from conr.files import save_array, write_text
+from conr.pipeline.records import of_embeddings, write_record
+from conr.pipeline.workspace import Workspace
 from conr.training.log import write_log
 
 LATIN = os.fsdecode("Käfer".encode("latin-1"))
@@ -54,9 +56,13 @@ def test_the_console_and_all_results_take_them(photos: Path) -> None:
     assert "  K\\udce4fer/notes.txt: not an image by the suffix of its name" in packed.stdout
 
     workspace = Workspace.at(photos)
-    write_json(workspace.embedded / RECORD, Record(seeds=[0], made_from={"encoder": ""}, precision="float32"))
-    for path in (workspace.embeddings(), workspace.embeddings(0)):
-        np.save(path, np.repeat(np.eye(2, 16, dtype=np.float32), IMAGES // 2, axis=0))
+    for trained in (workspace.pretrained, workspace.finetuned(0)):
+        write_text(trained.weights, "of no consequence")
+    made_from = of_embeddings(workspace, load_manifest(workspace.store), 0) | {"encoder": ""}
+    paths = [workspace.embeddings(), workspace.embeddings(0)]
+    for path in paths:
+        save_array(path, np.repeat(np.eye(2, 16, dtype=np.float32), IMAGES // 2, axis=0))
+    write_record(workspace.embedded, paths, [0], made_from, "float32")
     for log in (workspace.pretrained.log, workspace.finetuned(0).log):
         write_log(log, [{"epoch": 1, "loss": 1.0}])
     run_stages(workspace, tiny(PARAMETERS), "evaluate")

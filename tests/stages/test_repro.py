@@ -57,7 +57,8 @@ def test_results_are_there_and_agree_with_each_other(clone: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
     record = json.loads((workspace.results / RECORD).read_text())
     encoder = hashlib.sha256(workspace.encoder.read_bytes()).hexdigest()
-    assert record == {"seeds": [0], "made_from": {"encoder": encoder}}
+    centroids = hashlib.sha256(workspace.centroids.read_bytes()).hexdigest()
+    assert record == {"seeds": [0], "made": {"centroids.npy": centroids}, "made_from": {"encoder": encoder}}
     figures = {path.stem for path in workspace.figures.iterdir()}
     assert figures == {
         "gallery",

@@ -16,8 +16,8 @@ from conr.pipeline.workspace import Workspace
 # A few digits, for longer than any test.
 ENDLESS: dict[str, Any] = {
     "prepare.imbalance": 60.0,
-    "pretrain.epochs": 1_000_000,
-    "optimizer.schedule_epochs": 2_000_000,
+    "pretrain.epochs": 900_000,
+    "optimizer.schedule_epochs": 1_000_000,
     "finetune.batch_size": 128,
 }
 

@@ -95,9 +95,9 @@ def test_the_installed_package_is_the_wheel_s(installed: Path, tmp_path: Path) -
 def test_presets_are_written_in_an_empty_folder_and_images_packed(installed: Path, tmp_path: Path) -> None:
     conr = str(installed / "conr")
     assert "digits" in run(tmp_path, conr, "preset")
-    assert "params.yaml is now the preset digits. Next: dvc repro" in run(tmp_path, conr, "preset", "digits")
+    assert "params.yaml is now the preset digits. There is no dvc.yaml here" in run(tmp_path, conr, "preset", "digits")
     assert "1,797 images of 8×8 pixels" in run(tmp_path, conr, "prepare")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "params.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".conr", "artifacts", "params.yaml"]
 
 
 def test_a_new_project_whose_images_have_no_labels_says_what_cannot_be_known(

@@ -300,7 +300,7 @@ def same(project: Path, own: Path, made: Sequence[str] = ("artifacts", "results"
     """Check that artifacts and results are those of the undisturbed run; logs hold seconds, and pictures show them."""
     for file in sorted(path for name in made for path in (project / name, *(project / name).rglob("*"))):
         name = file.relative_to(project).as_posix()
-        if file.is_dir() or file.suffix in (".csv", ".html", ".png") or file.name == "record.json":
+        if not file.is_file() or file.suffix in (".csv", ".html", ".png") or file.name == "record.json":
             continue
         if not (own / name).is_file() or sha256_of(own / name) != sha256_of(file):
             raise LostError(f"{name} differs")

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
@@ -62,9 +62,11 @@ def exclusive(path: Path, what: str, wait: float = 0.0) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        named = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
+        named = ""
+        with suppress(OSError):  # it may be ending just now
+            named = owner.read_text(encoding="utf-8")
         raise BusyError(
-            f"another conr (process {named}) works on {what}; wait until it has ended, or stop it"
+            f"another conr (process {named or 'unknown'}) works on {what}; wait until it has ended, or stop it"
         ) from error
     try:
         owner.write_text(str(os.getpid()), encoding="utf-8")

@@ -1,7 +1,11 @@
 """Imports point down, no modules import each other in a circle, and functions and files are short."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -163,3 +167,21 @@ def test_functions_and_files_are_short(file: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {name: length for name, length in lengths.items() if length > LINES_OF_A_FUNCTION} == {}
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["heic"]]
+    declared += project["optional-dependencies"]["tiff"]
+    names = {re.split(r"[<>=!~\[ ]", text)[0].replace("_", "-").lower() for text in declared}
+    distributions = packages_distributions()
+    undeclared = set()  # pydantic_core is the part of pydantic that its documentation imports errors from
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported = [node.module or ""]
+            for top in {name.split(".")[0] for name in imported} - {"conr", "pydantic_core", *sys.stdlib_module_names}:
+                if not names & {name.replace("_", "-").lower() for name in distributions.get(top, [top])}:
+                    undeclared.add((module, top))
+    assert undeclared == set()

@@ -3,10 +3,10 @@
 from datetime import datetime
 from pathlib import Path
 
-from conr.data.store import open_store
+from conr.data.store import MANIFEST, load_manifest, open_store
 from conr.data.store import verify as verify_store
 from conr.errors import UserError
-from conr.files import load_json
+from conr.files import load_json, sha256_of
 from conr.pipeline.records import read_record
 from conr.pipeline.report import aligned
 from conr.pipeline.workspace import RECORD, Record, Workspace
@@ -27,7 +27,7 @@ def info(workspace: Workspace, verify: bool) -> tuple[list[str], list[str]]:
         try:
             store = open_store(workspace.store)
             manifest = store.manifest
-            rows.append(["images", f"{manifest.count:,} of {manifest.source}", _age(workspace.store / "manifest.json")])
+            rows.append(["images", f"{manifest.count:,} of {manifest.source}", _age(workspace.store / MANIFEST)])
             if verify:
                 verify_store(store, workspace.store)
         except UserError as error:
@@ -46,10 +46,23 @@ def info(workspace: Workspace, verify: bool) -> tuple[list[str], list[str]]:
             record = load_json(folder / RECORD, Record, remedy)
             rows.append([name, f"seeds {', '.join(map(str, record.seeds))}", _age(folder / RECORD)])
             if verify:
-                read_record(folder, remedy)
+                read_record(folder, remedy, _sources(workspace, stage))
         except UserError as error:
             wrong.append(str(error))
     return aligned(rows) if rows else ["nothing yet; start with conr prepare, or dvc repro"], wrong
+
+
+def _sources(workspace: Workspace, stage: str) -> dict[str, str]:
+    """What a stage's outputs should be made from, as far as it is there."""
+    pretrained, encoder, manifest = workspace.pretrained.weights, workspace.encoder, workspace.store / MANIFEST
+    found = {}
+    if manifest.exists() and stage in ("pretrain", "finetune"):
+        found["store"] = load_manifest(workspace.store).training_identity
+    if pretrained.exists() and stage in ("finetune", "extract"):
+        found["pretrained"] = sha256_of(pretrained)
+    if encoder.exists() and stage in ("extract", "evaluate"):
+        found["encoder"] = sha256_of(encoder)
+    return found
 
 
 def _age(path: Path) -> str:

@@ -11,7 +11,7 @@ from conr.parameters import STAGES, Parameters, Stage
 from conr.parameters.keys import flat
 from conr.pipeline.workspace import RECORD, Record, Workspace
 
-ANYWHERE = ("device", "precision", "seed", "seeds")  # another one is no other run, or is refused
+ANYWHERE = ("device", "precision", "seeds")  # another one is no other run, or is refused
 SHOWN = 8  # digits of a hash that a message shows
 
 

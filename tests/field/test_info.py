@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from project import run_conr
+from project import run_conr, tiny
 
 from conr.pipeline.info import info
+from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import Workspace
 
 
@@ -51,6 +52,15 @@ def test_a_changed_byte_is_found_and_the_stage_named(own: Workspace, file: str, 
     _, (wrong,) = info(own, verify=True)
     assert str((own.root / file).parent) in wrong
     assert wrong.endswith(f"run conr {stage} again")
+
+
+def test_an_artifact_of_another_run_is_found(own: Workspace) -> None:
+    pretrain(own, tiny({"seed": 11}))
+    _, wrong = info(own, verify=True)
+    assert [text.split(" was made from another pretrained: ")[0] for text in wrong] == [
+        str(own.refined),
+        str(own.embedded),
+    ]
 
 
 def test_the_command_prints_them_and_fails_where_something_is_damaged(own: Workspace) -> None:

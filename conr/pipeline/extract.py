@@ -15,7 +15,7 @@ from conr.embedding.session import Properties, embed, open_session
 from conr.files import sha256_of
 from conr.observer import SILENT, Observer
 from conr.parameters import ExtractStage
-from conr.pipeline.records import of_embeddings, read_record, write_record
+from conr.pipeline.records import identity, of_embeddings, read_record, write_record
 from conr.pipeline.workspace import Workspace, writes
 from conr.training.weights import load_weights
 
@@ -43,7 +43,7 @@ def extract(workspace: Workspace, parameters: ExtractStage, observer: Observer =
         UserError: store or weights are missing or damaged, or an encoder differs from its network.
     """
     parameters, store = ExtractStage.of(parameters), open_store(workspace.store)
-    made_from = {"store": store.manifest.training_identity, "pretrained": sha256_of(workspace.pretrained.weights)}
+    made_from = {"store": store.manifest.training_identity, "pretrained": identity(workspace.pretrained.weights)}
     first, *further = seeds = read_record(workspace.refined, "run conr finetune again", made_from).seeds
     shutil.rmtree(workspace.embedded, ignore_errors=True)  # of an earlier run, perhaps with other seeds
     others = {workspace.pretrained.weights: workspace.embeddings()}

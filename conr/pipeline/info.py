@@ -6,8 +6,8 @@ from pathlib import Path
 from conr.data.store import MANIFEST, load_manifest, open_store
 from conr.data.store import verify as verify_store
 from conr.errors import UserError
-from conr.files import load_json, sha256_of
-from conr.pipeline.records import read_record
+from conr.files import load_json
+from conr.pipeline.records import identity, read_record
 from conr.pipeline.report import aligned
 from conr.pipeline.workspace import RECORD, Record, Workspace
 
@@ -53,15 +53,14 @@ def info(workspace: Workspace, verify: bool) -> tuple[list[str], list[str]]:
 
 
 def _sources(workspace: Workspace, stage: str) -> dict[str, str]:
-    """What a stage's outputs should be made from, as far as it is there."""
-    pretrained, encoder, manifest = workspace.pretrained.weights, workspace.encoder, workspace.store / MANIFEST
+    """What the outputs of a stage should be made from."""
     found = {}
-    if manifest.exists() and stage in ("pretrain", "finetune"):
+    if (workspace.store / MANIFEST).exists() and stage in ("pretrain", "finetune"):
         found["store"] = load_manifest(workspace.store).training_identity
-    if pretrained.exists() and stage in ("finetune", "extract"):
-        found["pretrained"] = sha256_of(pretrained)
-    if encoder.exists() and stage in ("extract", "evaluate"):
-        found["encoder"] = sha256_of(encoder)
+    if stage in ("finetune", "extract"):
+        found["pretrained"] = identity(workspace.pretrained.weights)
+    if stage in ("extract", "evaluate"):
+        found["encoder"] = identity(workspace.encoder)
     return found
 
 

@@ -92,6 +92,11 @@ def of_embeddings(workspace: Workspace, manifest: Manifest, seed: int) -> dict[s
     """What embeddings are made from, as it is now: images, and networks before and after ConNR (those of a seed)."""
     return {
         "store": manifest.checksum,
-        "pretrained": sha256_of(workspace.pretrained.weights),
-        "finetuned": sha256_of(workspace.finetuned(seed).weights),
+        "pretrained": identity(workspace.pretrained.weights),
+        "finetuned": identity(workspace.finetuned(seed).weights),
     }
+
+
+def identity(path: Path) -> str:
+    """The SHA-256 of a file, or that it is missing: what was made from it is then of another one."""
+    return sha256_of(path) if path.is_file() else "missing"

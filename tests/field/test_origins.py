@@ -84,6 +84,14 @@ def test_another_pretraining_is_not_mixed_with_networks_refined_from_the_old(own
     assert refused(own, "evaluate").startswith(f"{own.embedded} was made from another pretrained: ")
 
 
+@pytest.mark.parametrize("stage", ["extract", "evaluate"])
+def test_missing_networks_are_named_with_what_to_run(own: Workspace, stage: str) -> None:
+    own.pretrained.weights.unlink()
+    assert re.search(
+        r" was made from another pretrained: [0-9a-f]{8} then, missing now; run conr \w+", refused(own, stage)
+    )
+
+
 def test_networks_refined_anew_are_not_mixed_with_embeddings_of_the_old(own: Workspace) -> None:
     finetune(own, tiny({**FINISHED, "k": 3}))
     assert refused(own, "evaluate").startswith(f"{own.embedded} was made from another finetuned: ")

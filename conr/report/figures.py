@@ -164,7 +164,7 @@ def map_figure(points: NDArray[np.float32], clusters: NDArray[np.int64]) -> Figu
     medians = np.stack([np.median(points[clusters == number], axis=0) for number in numbers])
     colors = np.array(map_colors(medians))
     order = np.random.default_rng(0).permutation(len(points))  # else the last cluster covers the others
-    figure, axes = panel((8, 7), "Map of the images: close images have similar features; numbers are clusters")
+    figure, axes = panel((8, 7), "Map of the images: near is similar; numbers are clusters")
     size, (across, up) = np.clip(30_000 / len(points), 1.5, 30), points[order].T
     axes.scatter(across, up, c=colors[members[order]], s=size, alpha=0.65, linewidths=0)
     font_size = 12 if len(numbers) <= 30 else 8 if len(numbers) <= 100 else 6.5

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -125,6 +126,12 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
     """Write an .npy file."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with atomic_file(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def sha256_of(path: Path) -> str:

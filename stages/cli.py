@@ -28,6 +28,8 @@ from .integers import Integers, integers
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
+RESUMED["cluster"] = "resume: what is whole is kept"
+MODULES = {"cluster": "cluster", "clusters": "cluster"}
 GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
 SHOW_WARNING = warnings.showwarning
@@ -67,7 +69,7 @@ def run(name: str, *arguments: Any) -> None:
     """Run a command in the current folder and print its summary; Ctrl-C and SIGTERM print how to resume.
 
     Args:
-        name: of the command: of a stage, or of a function in `conr.stages.beside`.
+        name: of the command: of a stage, or of a function in `conr.stages.beside` or one of MODULES.
         arguments: what it takes between the workspace and the observer.
     """
     signal.signal(signal.SIGTERM, _terminate)
@@ -77,7 +79,7 @@ def run(name: str, *arguments: Any) -> None:
         importlib.import_module("conr.processes").end_with_parent()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write an identifier into the home folder
     started = time.perf_counter()
-    module, function = (name, "run") if name in STAGES else ("beside", name)
+    module, function = (name, "run") if name in STAGES else (MODULES.get(name, "beside"), name)
     try:
         call = getattr(importlib.import_module(f".{module}", __package__), function)
         observer = importlib.import_module(".console", __package__).ProgressBar()
@@ -192,6 +194,48 @@ def new(
     from conr.pipeline import project
 
     _say(project.make(folder, preset, git))
+
+
+@app.command()
+def cluster(
+    folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
+    clusters: Annotated[
+        str | None, typer.Option(metavar="K|auto|A-B", help="How many groups; at first auto: proposed")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all that is made; by default conr-NAME in the current folder")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="efficientnet-lite0 (at first), efficientnet-lite2, onnx:PATH, weights:PATH or scratch"
+        ),
+    ] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Also train heads on the features with ConNR")] = False,
+    labels: Annotated[
+        Literal["none", "folder", "parent"] | None,
+        typer.Option(help="For scores only: the first folder below FOLDER, or the one that holds the file"),
+    ] = None,
+) -> None:
+    """Sort a folder of photos into groups: one command, minutes, no labels, no git.
+
+    It makes a project, in which you can change params.yaml and run all other commands. Run it again to resume.
+    """
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # DVC runs conr
+    run("cluster", folder, clusters, output, backbone, refine, labels)
+
+
+@app.command()
+def clusters(
+    number: Annotated[str, typer.Argument(metavar="K|auto|A-B", help="A number, or candidates such as 2-40")],
+) -> None:
+    """Compare numbers of clusters without labels and make the results with the proposed one, in seconds.
+
+    The embeddings stay as they are. Set clusters in params.yaml to keep the number.
+    """
+    from conr.pipeline import params_file
+
+    run("clusters", params_file.read(), number)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Which cluster each embedding belongs to: the one of the nearest centroid."""
+"""Which cluster each embedding belongs to: the one of the nearest centroid, or one that is given."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ BLOCK = 2**22  # distances that are held at a time
 
 @dataclass(frozen=True)
 class Assignment:
-    """The nearest and the second nearest centroid of each sample.
+    """The cluster of each sample, and the nearest other one.
 
     Attributes:
-        clusters: (N,) int64, the nearest centroid.
-        own_distance: (N,) float32, the distance to it.
-        next_cluster: (N,) int64, the second nearest centroid; −1 where there is one centroid only.
+        clusters: (N,) int64.
+        own_distance: (N,) float32, the distance to the cluster's centroid.
+        next_cluster: (N,) int64, the nearest centroid of another cluster; −1 where there is one centroid only.
         next_distance: (N,) float32, the distance to that; infinite where there is none.
     """
 
@@ -29,14 +29,15 @@ class Assignment:
 
     @property
     def boundary_ratio(self) -> NDArray[np.float32]:
-        """(N,) float32, Eq. 11: 0 on the centroid, 1 half-way between two.
+        """(N,) float32, Eq. 11: 0 on the centroid, 1 half-way between two, up to 2 where another centroid is nearer.
 
-        Of a sample in its nearest cluster 1 − (d_N − d_I) / max(d_I, d_N) is d_I / d_N; 1 if both are 0, and 0 where
-        there is no other centroid.
+        1 − (d_N − d_I) / max(d_I, d_N) is d_I / d_N of a sample that has no nearer centroid, and 2 − d_N / d_I of
+        another; 1 if both are 0, and 0 where there is no other centroid.
         """
-        ratio: NDArray[np.float32] = np.divide(
-            self.own_distance, self.next_distance, out=np.ones_like(self.own_distance), where=self.next_distance > 0
-        )
+        own, other = self.own_distance, self.next_distance
+        ratio = np.divide(own, other, out=np.ones_like(own), where=other > 0)
+        nearer = own > other  # clusters of a graph are not those of the nearest centroid
+        ratio[nearer] = 2 - other[nearer] / own[nearer]
         return ratio
 
     def table(self, files: list[str], labels: list[str] | None = None) -> tuple[list[str], list[list[object]]]:
@@ -62,8 +63,16 @@ class Assignment:
         return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def assign(embeddings: NDArray[np.float32], centroids: NDArray[np.float32]) -> Assignment:
-    """Assign (N, D) embeddings to the nearest of (K, D) centroids, in blocks of bounded memory."""
+def assign(
+    embeddings: NDArray[np.float32], centroids: NDArray[np.float32], given: NDArray[np.int64] | None = None
+) -> Assignment:
+    """Assign (N, D) embeddings to the nearest of (K, D) centroids, in blocks of bounded memory.
+
+    Args:
+        embeddings: (N, D).
+        centroids: (K, D).
+        given: (N,) int64 clusters that are settled already; None for those of the nearest centroids.
+    """
     count = len(embeddings)
     clusters, next_cluster = np.empty((2, count), dtype=np.int64)
     own_distance, next_distance = np.empty((2, count), dtype=np.float32)
@@ -72,7 +81,7 @@ def assign(embeddings: NDArray[np.float32], centroids: NDArray[np.float32]) -> A
         block = slice(first, first + size)
         distances = cdist(embeddings[block], centroids).astype(np.float32)
         rows = np.arange(len(distances))
-        nearest = distances.argmin(1)
+        nearest = distances.argmin(1) if given is None else given[block]
         clusters[block], own_distance[block] = nearest, distances[rows, nearest]
         distances[rows, nearest] = np.inf
         second = distances.argmin(1)

@@ -10,7 +10,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.preprocessing import normalize
 
+from conr.clustering.graph import assign_by_neighbors, graph_clusters
 from conr.clustering.kmeans import kmeans
 from conr.data.store import Store
 from conr.evaluation.agreement import label_scores
@@ -56,21 +58,45 @@ def evaluate(
     seed: int,
     clustered: slice = slice(None),
     scored: slice = slice(None),
+    method: str = "kmeans",
 ) -> Evaluation:
-    """Cluster unit vectors with k-means and score the result. Labels are read after the clusters are settled.
+    """Cluster unit vectors and score the result. Labels are read after the clusters are settled.
 
-    Every embedding is assigned to its nearest centroid, whether k-means saw it or not.
+    Every embedding is assigned, whether the clustering saw it or not: to the nearest centroid by k-means, by its
+    neighbors among those that were clustered by the graph.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
         labels: (N,) int64, −1 where unknown; or None.
         clusters: K ≥ 2.
-        settings: of k-means.
-        seed: seed of k-means and of the sample that the silhouette is taken on.
-        clustered: which embeddings k-means sees.
+        settings: of the method.
+        seed: seed of the clustering and of the sample that the silhouette is taken on.
+        clustered: which embeddings the clustering sees.
         scored: which embeddings the agreement with labels and the silhouette are taken on; the other scores describe
-            all embeddings, but the inertia those that k-means saw.
+            all embeddings, but the inertia those that the clustering saw.
+        method: kmeans or graph.
     """
+    find = _by_graph if method == "graph" else _by_kmeans
+    centroids, assignment, inertia = find(embeddings, clusters, settings, seed, clustered)
+    sizes = cluster_sizes(assignment.clusters, clusters)
+    scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
+    width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
+    if width is not None:
+        scores["silhouette"] = width
+    scores |= {
+        "size_entropy": size_entropy(sizes),
+        "feature_std": feature_std(embeddings),
+        "inertia": inertia,
+        "smallest_cluster": int(sizes.min()),
+        "largest_cluster": int(sizes.max()),
+    }
+    return Evaluation(centroids, sizes, assignment, scores)
+
+
+def _by_kmeans(
+    embeddings: NDArray[np.float32], clusters: int, settings: Evaluate, seed: int, clustered: slice
+) -> tuple[NDArray[np.float32], Assignment, float]:
+    """Centroids, the largest cluster first; the nearest one of every embedding; the inertia."""
     found = kmeans(embeddings[clustered], clusters, seed=seed, n_init=settings.n_init, max_iter=settings.max_iter)
     by_size = np.argsort(-cluster_sizes(found.assignments, clusters), kind="stable")
     centroids = _different(found.centroids[by_size])
@@ -79,19 +105,26 @@ def evaluate(
     if len(centroids) < clusters or not sizes.all():  # "could also be" an empty cluster would mean nothing
         centroids = centroids[np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]]
         assignment = assign(embeddings, centroids)
-        sizes = cluster_sizes(assignment.clusters, clusters)
-    scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
-    width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
-    if width is not None:
-        scores["silhouette"] = width
-    scores |= {
-        "size_entropy": size_entropy(sizes),
-        "feature_std": feature_std(embeddings),
-        "inertia": found.inertia,
-        "smallest_cluster": int(sizes.min()),
-        "largest_cluster": int(sizes.max()),
-    }
-    return Evaluation(centroids, sizes, assignment, scores)
+    return centroids, assignment, found.inertia
+
+
+def _by_graph(
+    embeddings: NDArray[np.float32], clusters: int, settings: Evaluate, seed: int, clustered: slice
+) -> tuple[NDArray[np.float32], Assignment, float]:
+    """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia."""
+    seen = embeddings[clustered]
+    k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
+    numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed).assignments
+    if len(seen) < len(embeddings):
+        numbers, _ = assign_by_neighbors(embeddings, seen, numbers)
+    present, numbers = np.unique(numbers, return_inverse=True)
+    sums = np.zeros((len(present), embeddings.shape[1]))
+    np.add.at(sums, numbers, embeddings)
+    centroids = normalize(sums).astype(np.float32)
+    order = np.argsort(-np.bincount(numbers), kind="stable")
+    assignment = assign(embeddings, centroids[order], np.argsort(order)[numbers])
+    inertia = np.square(assignment.own_distance[clustered], dtype=np.float64).sum()
+    return centroids[order], assignment, float(inertia)
 
 
 def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,10 +140,12 @@ def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     return different[:count]
 
 
-def evaluate_store(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:
+def evaluate_store(
+    embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int, method: str = "kmeans"
+) -> Evaluation:
     """`evaluate` for (N, D) embeddings of the images of a store, as its protocol says."""
-    clusters, settings = parameters.clusters, parameters.evaluate
-    return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored)
+    clusters, settings = parameters.number, parameters.evaluate
+    return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method)
 
 
 def embedding_map(embeddings: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:

@@ -59,7 +59,7 @@ def _problems(parameters: Stage, manifest: Manifest) -> Iterator[str]:
         held_out = manifest.protocol == "held-out"
         limits.append(training if held_out else (manifest.count - manifest.score_start, "images to cluster"))
     if isinstance(parameters, FinetuneStage | EvaluateStage):
-        yield from _too_many("clusters", parameters.clusters, *min(limits, key=lambda limit: limit[0]))
+        yield from _too_many("clusters", parameters.candidates[0], *min(limits, key=lambda limit: limit[0]))
     if isinstance(parameters, FinetuneStage):
         for name, neighbors in (("k", parameters.k), ("k1", parameters.k1)):
             yield from _too_many(name, neighbors, parameters.finetune.batch_size, "images in a batch")

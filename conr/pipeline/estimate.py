@@ -102,7 +102,12 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer = 
     """
     manifest = open_store(workspace.store).manifest
     check_data(parameters, manifest)
-    parameters = fit_batches(parameters, manifest)
+    if parameters.network.is_frozen:
+        raise UserError(
+            f"network.backbone = {parameters.network.backbone} stays as it is: there is no training to time"
+        )
+    most = min(parameters.candidates[-1], manifest.train_count)
+    parameters = fit_batches(parameters.changed({"clusters": most}), manifest)
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     costs = {}
     with TemporaryDirectory(prefix="estimate-", dir=workspace.scratch) as folder:
@@ -132,7 +137,7 @@ def try_out(
     """
     start_up = time.time() - asked
     store, batch_size = open_store(workspace.store), getattr(parameters, stage).batch_size
-    needed = math.ceil((parameters.pretrain.prototypes if stage == "pretrain" else parameters.clusters) / batch_size)
+    needed = math.ceil((parameters.pretrain.prototypes if stage == "pretrain" else parameters.number) / batch_size)
     first = last = _trial(stage, parameters, store, max(FIRST_STEPS, needed), folder / f"{stage} 1", observer)
     steps = min(max(int(BUDGET / first.step), needed), first.images // batch_size)
     if steps > FIRST_STEPS:

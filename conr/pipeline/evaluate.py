@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from conr.data.store import Store, open_store
 from conr.errors import UserError
-from conr.evaluation.evaluate import embedding_map, evaluate_store
-from conr.evaluation.results import Results
+from conr.evaluation.evaluate import Evaluation, embedding_map, evaluate_store
+from conr.evaluation.results import TITLES, Results
+from conr.evaluation.scores import AGREEMENT
 from conr.files import load_array, load_json, save_array, write_table, write_text
 from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
@@ -17,12 +18,14 @@ from conr.pipeline.neighbor_figures import draw_neighbors
 from conr.pipeline.publish import published
 from conr.pipeline.records import of_embeddings, read_record, write_record
 from conr.pipeline.report import cluster_names, draw_figures, draw_map, summary, write_report
-from conr.pipeline.workspace import RECORD, Record, Workspace, writes
+from conr.pipeline.settle import settled
+from conr.pipeline.workspace import RECORD, Record, TrainingFiles, Workspace, writes
 from conr.report.drawings import Drawings
 from conr.training.log import read_log, write_log
 
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
 AGAIN = "run conr extract again"
+PLOTTED = ("epoch", "loss", *AGREEMENT, "feature_std", "size_entropy")  # columns that dvc plots looks for
 
 
 @writes
@@ -34,35 +37,60 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
     Raises:
         UserError: store or embeddings are missing, damaged, or of other seeds.
     """
-    parameters, store = EvaluateStage.of(parameters), open_store(workspace.store)
+    parameters, store = settled(workspace, EvaluateStage.of(parameters)), open_store(workspace.store)
     check_data(parameters, store.manifest)
     first, *_ = seeds = parameters.all_seeds
     record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
-    with observer.task("evaluate", TASKS + 1 + len(seeds)):
+    refined = workspace.finetuned(first).weights.exists()
+    with observer.task("evaluate", TASKS + len(TITLES) * (refined + len(seeds))):
         before = _embeddings(workspace, None, store)
-        pretrained = evaluate_store(before, store, parameters, parameters.seed)
-        observer.step_done(note="pretrained: k-means, scores")
-        finetuned = {}
-        for seed in seeds:
-            finetuned[seed] = evaluate_store(_embeddings(workspace, seed, store), store, parameters, seed)
-            observer.step_done(note=f"seed {seed}: k-means, scores")
-        results = Results(pretrained, finetuned)
+        results = _results(workspace, store, parameters, refined, observer)
         with published(workspace) as new:
-            _write_tables(workspace, new, results, store, record.made_from["encoder"])
+            _write_tables(workspace, new, results, store, parameters, record)
             observer.step_done(note="tables")
             drawings = Drawings(new.figures)
             draw_map(drawings, embedding_map(_embeddings(workspace, first, store), first), results.first)
             observer.step_done(note="map")
-            logs = read_log(workspace.pretrained.log), read_log(workspace.finetuned(first).log)
+            logs = _log(workspace.pretrained), _log(workspace.finetuned(first))
             draw_figures(drawings, results.first, store, logs, parameters.evaluate.gallery)
             observer.step_done(note="figures")
-            draw_neighbors(drawings, new.plots, before, pretrained, store, parameters)
+            draw_neighbors(drawings, new.plots, before, results, store, parameters)
             observer.step_done(note="neighbors")
             notes = write_report(new.report, results, store, parameters, precision, drawings)
             write_text(new.summary, summary(workspace, results, precision, notes) + "\n", "backslashreplace")
             observer.step_done(note="report")
     return results
+
+
+def _results(
+    workspace: Workspace, store: Store, parameters: EvaluateStage, refined: bool, observer: Observer
+) -> Results:
+    """All clusterings and their scores, those by the method that the parameters name first."""
+    chosen = parameters.evaluate.method
+
+    def found(embeddings: NDArray[np.float32], seed: int, method: str, what: str) -> Evaluation:
+        evaluation = evaluate_store(embeddings, store, parameters, seed, method)
+        observer.step_done(note=f"{what}: {TITLES[method]}, scores")
+        return evaluation
+
+    results = None
+    for method in sorted(TITLES, key=lambda method: method == chosen):
+        finetuned = {
+            seed: found(_embeddings(workspace, seed, store), seed, method, f"seed {seed}")
+            for seed in parameters.all_seeds
+        }
+        before = next(iter(finetuned.values()))
+        if refined:
+            before = found(_embeddings(workspace, None, store), parameters.seed, method, "pretrained")
+        results = Results(before, finetuned, method, refined, results)
+    assert results is not None
+    return results
+
+
+def _log(files: TrainingFiles) -> list[dict[str, float]]:
+    """The log of a training; nothing where none took place."""
+    return read_log(files.log) if files.weights.exists() else []
 
 
 def _record(workspace: Workspace, seeds: list[int], store: Store) -> Record:
@@ -83,16 +111,21 @@ def _embeddings(workspace: Workspace, seed: int | None, store: Store) -> NDArray
     return embeddings
 
 
-def _write_tables(workspace: Workspace, new: Workspace, results: Results, store: Store, encoder: str) -> None:
+def _write_tables(
+    workspace: Workspace, new: Workspace, results: Results, store: Store, parameters: EvaluateStage, embedded: Record
+) -> None:
     """Scores, assignments and centroids; and the tables that DVC plots. Logs are read from the first workspace."""
-    final, labels = results.first, store.label_names
+    final, labels, seeds = results.first, store.label_names, list(results.finetuned)
     write_text(new.metrics, json.dumps(results.metrics(store.manifest.count), indent=2) + "\n")
     # Names on disk are bytes: one that is not UTF-8 is written unchanged.
     write_table(new.assignments, *final.assignment.table(store.manifest.files, labels), errors="surrogateescape")
     save_array(new.centroids, final.centroids)
-    write_record(new.results, [new.centroids], list(results.finetuned), {"encoder": encoder})
-    write_log(new.plots / "pretraining.csv", read_log(workspace.pretrained.log))
-    write_log(new.plots / "finetuning.csv", read_log(workspace.finetuned(next(iter(results.finetuned))).log))
+    save_array(new.clusters, final.assignment.clusters)
+    made_from = {"encoder": embedded.made_from["encoder"], "embeddings": embedded.made[f"{seeds[0]}.npy"]}
+    made, number = [new.centroids, new.clusters], parameters.number
+    write_record(new.results, made, seeds, made_from, clusters=number, method=results.method)
+    for name, files in (("pretraining", workspace.pretrained), ("finetuning", workspace.finetuned(seeds[0]))):
+        write_log(new.plots / f"{name}.csv", _log(files), PLOTTED)
     write_table(new.plots / "cluster_sizes.csv", ["cluster", "images"], enumerate(final.sizes))
     pairs: list[tuple[str, str]] = []
     if labels is not None:

@@ -40,8 +40,9 @@ def make(folder: Path, preset: str, git: bool = True) -> str:
     (folder / params_file.NAME).write_bytes(source.read_bytes())
     for template, name in FILES.items():
         (folder / name).write_bytes((TEMPLATE / template).read_bytes())
-    (folder / "images").mkdir()
-    (folder / "images/.gitkeep").touch()
+    for name in ("images", "backbones"):
+        (folder / name).mkdir()
+        (folder / name / ".gitkeep").touch()
     if git:
         _run(folder, "git", "init", "--quiet")
     _run(folder, sys.executable, "-m", "dvc", "init", "--quiet", *([] if git else ["--no-scm"]))

@@ -130,7 +130,7 @@ def compose_report(
     if manifest.protocol != "all" or manifest.score_start > 0:
         facts.append(("trained on", f"{manifest.train_count:,} images"))
         facts.append(("scored on", f"{manifest.count - manifest.score_start:,} images"))
-    published, differences = beside(benchmark(manifest, parameters.clusters))
+    published, differences = beside(benchmark(manifest, parameters.number))
     notes = [seeds_note(results), *notes]
     if store.labels is not None:
         notes.append("Labels were used for scores only.")

@@ -12,8 +12,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
-from conr.clustering.graph import assign_by_neighbors, graph_clusters
+from conr.clustering.graph import graph_clusters
 from conr.clustering.kmeans import kmeans
+from conr.clustering.votes import assign_by_neighbors
 from conr.data.store import Store
 from conr.evaluation.agreement import label_scores
 from conr.evaluation.assignment import Assignment, assign
@@ -116,7 +117,7 @@ def _by_graph(
     k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
     numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed).assignments
     if len(seen) < len(embeddings):
-        numbers, _ = assign_by_neighbors(embeddings, seen, numbers)
+        numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters)
     present, numbers = np.unique(numbers, return_inverse=True)
     sums = np.zeros((len(present), embeddings.shape[1]))
     np.add.at(sums, numbers, embeddings)

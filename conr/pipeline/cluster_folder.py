@@ -25,6 +25,7 @@ from conr.files import atomic_file, copy_whole
 from conr.models.backbones import Backbone, external_files, parse_backbone
 from conr.parameters import Parameters
 from conr.pipeline import params_file, project
+from conr.pipeline.presets import preset_file
 from conr.pipeline.workspace import Workspace
 from conr.processes import cores
 
@@ -160,7 +161,7 @@ def _expected(images: int, reading: float, embedding: float) -> dict[str, float]
 
 def preset_for(backbone: str | None) -> Path:
     """The file that a project with a backbone starts from."""
-    return project.preset_file(FROM_SCRATCH if backbone == "scratch" else PRESET)
+    return preset_file(FROM_SCRATCH if backbone == "scratch" else PRESET)
 
 
 def prepare_project(plan: Plan, backbone: str | None) -> None:

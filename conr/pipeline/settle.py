@@ -13,7 +13,7 @@ from conr.observer import Observer
 from conr.parameters import EvaluateStage, FinetuneStage
 from conr.pipeline.workspace import RECORD, Record, Workspace
 
-Given = TypeVar("Given", bound=FinetuneStage | EvaluateStage)
+Given = TypeVar("Given", FinetuneStage, EvaluateStage)
 
 
 def settle(

@@ -95,4 +95,5 @@ def test_images_are_resized_as_pillow_does(interpolation: str, source: int, targ
     theirs = np.asarray(Image.fromarray(pixels).resize((target, target), filters[interpolation])).astype(np.float64)
     matrix = resize_matrix(source, target, interpolation)
     ours = np.einsum("yi,ijc,xj->yxc", matrix, pixels.astype(np.float64), matrix)
-    assert np.abs(ours - theirs).max() <= 1.01  # theirs is rounded twice
+    rounding = 0.5 + 0.5 * np.abs(matrix).sum(axis=1).max()  # theirs is rounded after each of its two passes
+    assert np.abs(ours - theirs).max() <= rounding + 0.01

@@ -64,7 +64,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "conr needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@echo "Setting up $(ENVIRONMENT) (once; PyTorch is large, allow some minutes)"
 	@$(PYTHON) -m venv $(ENVIRONMENT)
-	@$(INSTALL) -e '.[dev]'
+	@$(INSTALL) -e '.[dev,pretrained]'
 	@touch $(READY)
 
 $(BENCH_READY): $(READY)

@@ -1,0 +1,161 @@
+"""Layers appended to an encoder's ONNX file: a projection behind a frozen network, a trained head behind that."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from conr.embedding.nodes import Nodes, declare, to_unit_length
+from conr.embedding.projection import Projection
+from conr.embedding.session import INPUT, OUTPUT, Properties, open_session, properties
+from conr.errors import UserError
+from conr.files import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+CHECKED_BATCH_SIZES = (1, 7)
+TOLERANCE = 1e-4  # largest difference of an element of a unit vector
+
+Reference = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def append_projection(encoder: Path, projection: Projection, path: Path, facts: Properties) -> None:
+    """Write an encoder whose output are unit vectors, from one whose output are the features of a frozen network.
+
+    Args:
+        encoder: the file that `conr.embedding.frozen.write_frozen_encoder` wrote.
+        projection: from features to unit vectors.
+        path: the file to write: uint8 images → `OUTPUT`, (B, D) float32.
+        facts: image size, fit and precision to store in it; backbone and preprocessing are those of the encoder.
+
+    Raises:
+        UserError: the encoder is missing or damaged, or the file computes something else; nothing is left under `path`.
+    """
+
+    def build(nodes: Nodes, features: str, dimension: int) -> None:
+        if projection.components.shape[0] != dimension:
+            raise ValueError(
+                f"the projection is of {projection.components.shape[0]} features, {encoder} has {dimension}"
+            )
+        centered = nodes.add("Sub", features, nodes.constant(projection.mean))
+        to_unit_length(nodes, centered, dimension, f"{nodes.prefix}/unit")
+        projected = nodes.add("MatMul", f"{nodes.prefix}/unit", nodes.constant(projection.components))
+        to_unit_length(nodes, projected, projection.components.shape[1], OUTPUT)
+
+    _append(encoder, "projection", build, projection.components.shape[1], path, facts, projection.apply)
+
+
+def append_head(encoder: Path, head: "nn.Sequential", path: Path, facts: Properties) -> None:
+    """Write an encoder with a trained head behind its unit vectors; the head's outputs are l2-normalized.
+
+    Args:
+        encoder: the file that `append_projection` wrote.
+        head: of Linear, BatchNorm1d (with its running statistics), ReLU, GELU, Dropout and Identity, in any order.
+        path, facts: as for `append_projection`.
+
+    Raises:
+        ValueError: a layer of another class.
+        UserError: as for `append_projection`.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    head = head.cpu().eval()
+
+    def reference(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            rows: NDArray[np.float32] = F.normalize(head(torch.from_numpy(vectors)), dim=1).numpy()
+        return rows
+
+    with torch.no_grad():
+        probe = torch.zeros(1, open_session(encoder, "cpu").get_outputs()[0].shape[1])
+        dimension = int(head(probe).shape[1])
+
+    def build(nodes: Nodes, vectors: str, _: int) -> None:
+        for layer in head:
+            vectors = _add_layer(nodes, vectors, layer)
+        to_unit_length(nodes, vectors, dimension, OUTPUT)
+
+    _append(encoder, "head", build, dimension, path, facts, reference)
+
+
+def _add_layer(nodes: Nodes, values: str, layer: "nn.Module") -> str:
+    from torch import nn
+
+    def constant(tensor: "Tensor") -> str:
+        return nodes.constant(tensor.detach().float().numpy())
+
+    if isinstance(layer, nn.Dropout | nn.Identity):
+        return values
+    if isinstance(layer, nn.ReLU):
+        return nodes.add("Relu", values)
+    if isinstance(layer, nn.GELU) and layer.approximate == "none":
+        scaled = nodes.add("Mul", values, nodes.scalar(0.5**0.5))
+        share = nodes.add("Add", nodes.add("Erf", scaled), nodes.scalar(1))
+        return nodes.add("Mul", nodes.add("Mul", values, share), nodes.scalar(0.5))
+    if isinstance(layer, nn.Linear):
+        product = nodes.add("MatMul", values, constant(layer.weight.T))
+        return product if layer.bias is None else nodes.add("Add", product, constant(layer.bias))
+    if isinstance(layer, nn.BatchNorm1d) and layer.running_mean is not None and layer.running_var is not None:
+        scale = (layer.running_var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight)
+        shift = (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
+        return nodes.add("Add", nodes.add("Mul", values, constant(scale)), constant(shift))
+    raise ValueError(f"a head may not hold {type(layer).__name__}")
+
+
+def _append(
+    encoder: Path,
+    name: str,
+    build: Callable[[Nodes, str, int], None],
+    dimension: int,
+    path: Path,
+    facts: Properties,
+    reference: Reference,
+) -> None:
+    session = open_session(encoder, "cpu")
+    stored, before = properties(session), session.get_outputs()[0]
+    model = onnx.load(encoder)
+    graph = model.graph
+    last = _renamed_output(graph, before.name)
+    nodes = Nodes(graph, name)
+    build(nodes, last, before.shape[1])
+    nodes.put_behind(graph)
+    del graph.output[:]
+    graph.output.append(declare(OUTPUT, TensorProto.FLOAT, ("batch", dimension)))
+    facts = facts.model_copy(update={"backbone": stored.backbone, "preprocessing": stored.preprocessing})
+    onnx.helper.set_model_props(model, {"conr": facts.model_dump_json()})
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+        _check(encoder, temporary, reference, path.name)
+
+
+def _renamed_output(graph: onnx.GraphProto, name: str) -> str:
+    """Rename a graph's output, so that its name is free for another; returns the new name."""
+    renamed = f"before-{len(graph.node)}/{name}"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for position, value in enumerate(names):
+                if value == name:
+                    names[position] = renamed
+    return renamed
+
+
+def _check(encoder: Path, written: Path, reference: Reference, name: str) -> None:
+    """Compare what was appended with its reference, on random images."""
+    first, second = open_session(encoder, "cpu"), open_session(written, "cpu")
+    size = first.get_inputs()[0].shape[1]
+    for batch in CHECKED_BATCH_SIZES:
+        images = np.random.default_rng(batch).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        expected = reference(first.run(None, {INPUT: images})[0])
+        found = second.run([OUTPUT], {INPUT: images})[0]
+        difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{name} does not compute what its parts do: for {batch} images they differ by {difference:.2g} "
+                f"(accepted: {TOLERANCE:g}). It is refused; another version of onnxruntime may compute it correctly"
+            )

@@ -29,6 +29,7 @@ def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, 
         UserError: the backbone is missing, damaged or no image network.
     """
     backbone, files = parse_backbone(parameters.network.backbone), workspace.pretrained
+    made_from = {"store": store.manifest.training_identity, "backbone": identity(backbone)}
     manifest = store.manifest
     properties = Properties(image_size=manifest.image_size, fit=manifest.fit)
     files.folder.mkdir(parents=True, exist_ok=True)
@@ -47,5 +48,4 @@ def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, 
             writer.close()
     for path in (files.weights, files.log):  # of a training before
         path.unlink(missing_ok=True)
-    made_from = {"store": manifest.training_identity, "backbone": identity(backbone)}
     write_record(files.folder, [files.encoder, files.features], [parameters.seed], made_from, parameters=parameters)

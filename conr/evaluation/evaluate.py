@@ -5,11 +5,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
 from conr.clustering.graph import graph_clusters
@@ -22,7 +18,6 @@ from conr.evaluation.scores import cluster_sizes, feature_std, silhouette, size_
 from conr.parameters import EvaluateStage
 from conr.parameters.groups import Evaluate
 
-MAP_POINTS = 2_000  # the map of the embeddings is a picture: more points hide more than they show
 NEARLY_EQUAL = 1e-3  # distance up to which unit vectors count as equal: k-means cannot tell them apart in float32
 
 
@@ -147,28 +142,3 @@ def evaluate_store(
     """`evaluate` for (N, D) embeddings of the images of a store, as its protocol says."""
     clusters, settings = parameters.number, parameters.evaluate
     return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method)
-
-
-def embedding_map(embeddings: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-    """A plane in which neighbors stay neighbors (t-SNE), for at most 2,000 of the samples.
-
-    Samples that are (nearly) equal are one point: t-SNE would arrange them in a ring, and where there is nothing else
-    divides by their standard deviation of 0, which ends the process.
-
-    Returns:
-        (M, 2) positions, and the (M,) indices of the samples; None if all are (nearly) equal or one is not finite.
-    """
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:MAP_POINTS])
-    sample = embeddings[chosen]
-    if not np.isfinite(sample).all():
-        return None
-    count, groups = connected_components(csr_array(cdist(sample, sample) <= NEARLY_EQUAL), directed=False)
-    if count < 2:
-        return None
-    different = sample[np.unique(groups, return_index=True)[1]]
-    if count < 10:
-        plane = PCA(2).fit_transform(different)
-    else:
-        perplexity = min(30, (count - 1) / 3)
-        plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(different)
-    return plane[groups].astype(np.float32), chosen

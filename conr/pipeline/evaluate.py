@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from conr.data.store import Store, open_store
 from conr.errors import UserError
-from conr.evaluation.evaluate import Evaluation, embedding_map, evaluate_store
+from conr.evaluation.evaluate import Evaluation, evaluate_store
+from conr.evaluation.plane import embedding_map
 from conr.evaluation.results import TITLES, Results
 from conr.evaluation.scores import AGREEMENT
 from conr.files import load_array, load_json, save_array, write_table, write_text
@@ -15,6 +16,7 @@ from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
 from conr.pipeline.checks import check_data
 from conr.pipeline.neighbor_figures import draw_neighbors
+from conr.pipeline.page_parts import Extras
 from conr.pipeline.publish import published
 from conr.pipeline.records import of_embeddings, read_record, write_record
 from conr.pipeline.report import cluster_names, draw_figures, draw_map, summary, write_report
@@ -50,14 +52,17 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
             _write_tables(workspace, new, results, store, parameters, record)
             observer.step_done(note="tables")
             drawings = Drawings(new.figures)
-            draw_map(drawings, embedding_map(_embeddings(workspace, first, store), first), results.first)
+            after = _embeddings(workspace, first, store)
+            positions = embedding_map(after, first)
+            draw_map(drawings, positions, results.first)
             observer.step_done(note="map")
             logs = _log(workspace.pretrained), _log(workspace.finetuned(first))
             draw_figures(drawings, results.first, store, logs, parameters.evaluate.gallery)
             observer.step_done(note="figures")
             draw_neighbors(drawings, new.plots, before, results, store, parameters)
             observer.step_done(note="neighbors")
-            notes = write_report(new.report, results, store, parameters, precision, drawings)
+            extras = Extras(embeddings=after, positions=positions)
+            notes = write_report(new.report, results, store, parameters, precision, drawings, extras)
             write_text(new.summary, summary(workspace, results, precision, notes) + "\n", "backslashreplace")
             observer.step_done(note="report")
     return results

@@ -18,7 +18,8 @@ ROOT = Path(conr.__file__).parents[1]
 FLOORS = [
     {"errors", "text"},
     {"files", "observer", "processes", "parameters"},
-    {"data", "models", "losses", "neighbors", "clustering"},
+    {"neighbors"},
+    {"data", "models", "losses", "clustering"},
     {"frameworks", "evaluation", "embedding"},
     {"training"},
     {"refinement", "report"},

@@ -1,1 +1,17 @@
 """Clusters of features."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conr.clustering.graph import Clustering, graph_clusters
+    from conr.clustering.votes import assign_by_neighbors
+
+_HOMES = {"Clustering": "graph", "assign_by_neighbors": "votes", "graph_clusters": "graph"}
+__all__ = ["Clustering", "assign_by_neighbors", "graph_clusters"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -55,6 +55,7 @@ def evaluate(
     clustered: slice = slice(None),
     scored: slice = slice(None),
     method: str = "kmeans",
+    neighbors: NDArray[np.int64] | None = None,
 ) -> Evaluation:
     """Cluster unit vectors and score the result. Labels are read after the clusters are settled.
 
@@ -71,9 +72,12 @@ def evaluate(
         scored: which embeddings the agreement with labels and the silhouette are taken on; the other scores describe
             all embeddings, but the inertia those that the clustering saw.
         method: kmeans or graph.
+        neighbors: (N, ≥ k1 of the graph) nearest embeddings by cosine, if all are clustered and they are known already.
     """
-    find = _by_graph if method == "graph" else _by_kmeans
-    centroids, assignment, inertia = find(embeddings, clusters, settings, seed, clustered)
+    if method == "graph":
+        centroids, assignment, inertia = _by_graph(embeddings, clusters, settings, seed, clustered, neighbors)
+    else:
+        centroids, assignment, inertia = _by_kmeans(embeddings, clusters, settings, seed, clustered)
     sizes = cluster_sizes(assignment.clusters, clusters)
     scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
     width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
@@ -105,12 +109,17 @@ def _by_kmeans(
 
 
 def _by_graph(
-    embeddings: NDArray[np.float32], clusters: int, settings: Evaluate, seed: int, clustered: slice
+    embeddings: NDArray[np.float32],
+    clusters: int,
+    settings: Evaluate,
+    seed: int,
+    clustered: slice,
+    neighbors: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.float32], Assignment, float]:
     """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia."""
     seen = embeddings[clustered]
     k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
-    numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed).assignments
+    numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors).assignments
     if len(seen) < len(embeddings):
         numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters)
     present, numbers = np.unique(numbers, return_inverse=True)
@@ -137,8 +146,19 @@ def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def evaluate_store(
-    embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int, method: str = "kmeans"
+    embeddings: NDArray[np.float32],
+    store: Store,
+    parameters: EvaluateStage,
+    seed: int,
+    method: str = "kmeans",
+    neighbors: NDArray[np.int64] | None = None,
 ) -> Evaluation:
     """`evaluate` for (N, D) embeddings of the images of a store, as its protocol says."""
     clusters, settings = parameters.number, parameters.evaluate
-    return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method)
+    if neighbors is not None and (
+        len(embeddings[store.clustered]) < len(embeddings) or settings.graph_k1 > neighbors.shape[1]
+    ):
+        neighbors = None
+    return evaluate(
+        embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method, neighbors
+    )

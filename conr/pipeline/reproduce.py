@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 FAILED = re.compile(r"failed to run: conr \w+.*exited with (-?\d+)")
@@ -22,24 +23,25 @@ def reproduce(project: Path) -> int:
 
 def main() -> int:
     """Run the stages of the project in the current folder."""
-    sys.stdout = Path(os.devnull).open("w")  # of this process: what DVC prints; stages have the real one
-    from dvc.exceptions import DvcException, ReproductionError
-    from dvc.repo import Repo
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # stages have the real one
+        from dvc.exceptions import DvcException, ReproductionError
+        from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.WARNING)
-    try:
-        with Repo() as repo:
-            repo.reproduce()
-    except ReproductionError as error:
-        failed = FAILED.search(str(error.__cause__))
-        if failed is not None:  # the stage has said why
-            return int(failed[1]) % 256
-        print(f"Error: DVC cannot run the stages: {error.__cause__ or error}", file=sys.stderr)
-        return 2
-    except DvcException as error:
-        print(f"Error: DVC cannot run the stages: {error}", file=sys.stderr)
-        return 2
-    return 0
+        logging.getLogger("dvc").setLevel(logging.WARNING)
+        try:
+            with Repo() as repo:
+                repo.reproduce()
+        except ReproductionError as error:
+            failed = FAILED.search(str(error.__cause__))
+            if failed is not None:  # the stage has said why
+                return int(failed[1]) % 256
+            why = str(error.__cause__ or error)
+        except DvcException as error:
+            why = str(error)
+        else:
+            return 0
+    sys.stderr.write(f"Error: DVC cannot run the stages: {why}\n")
+    return 2
 
 
 if __name__ == "__main__":

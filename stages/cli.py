@@ -221,7 +221,6 @@ def cluster(
 
     It makes a project, in which you can change params.yaml and run all other commands. Run it again to resume.
     """
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # DVC runs conr
     run("cluster", folder, clusters, output, backbone, refine, labels)
 
 

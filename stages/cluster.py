@@ -9,6 +9,7 @@ from conr.parameters import Parameters
 from conr.pipeline import cluster_folder
 from conr.pipeline.cluster_folder import Plan
 from conr.pipeline.recluster import recluster
+from conr.pipeline.reproduce import reproduce
 from conr.pipeline.workspace import Workspace
 from conr.processes import cores
 from conr.text import printable
@@ -30,7 +31,7 @@ def cluster(
     plan = cluster_folder.plan(folder, clusters, output, backbone, refine, labels)
     typer.echo(printable(announcement(plan), keep="\n"))
     cluster_folder.prepare_project(plan, backbone)
-    code = cluster_folder.run_stages(plan)
+    code = reproduce(plan.project)
     if code:
         cluster_folder.remove_unused(plan)
         raise typer.Exit(code)

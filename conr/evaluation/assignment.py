@@ -1,5 +1,6 @@
 """Which cluster each embedding belongs to: the one of the nearest centroid, or one that is given."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,14 @@ class Assignment:
         ratio[nearer] = 2 - other[nearer] / own[nearer]
         return ratio
 
-    def table(self, files: list[str], labels: list[str] | None = None) -> tuple[list[str], list[list[object]]]:
+    def table(
+        self,
+        files: Sequence[str],
+        labels: Sequence[str] | None = None,
+        *,
+        names: Mapping[int, str] | None = None,
+        positions: NDArray[np.float32] | None = None,
+    ) -> tuple[list[str], list[list[object]]]:
         """Columns and rows of the table of assignments: one row per sample.
 
         An apostrophe stands before a name or label that a spreadsheet would take for a formula
@@ -49,6 +57,8 @@ class Assignment:
         Args:
             files: the N names.
             labels: the N labels, empty where unknown; or None for no such column.
+            names: those of clusters that have one; empty or None for no such column.
+            positions: (N, 2) on the map; or None for no such columns.
         """
         columns: dict[str, list[object]] = {
             "file": list(map(no_formula, files)),
@@ -60,6 +70,10 @@ class Assignment:
         }
         if labels is not None:
             columns["label"] = list(map(no_formula, labels))
+        if names:
+            columns["name"] = [no_formula(names.get(cluster, "")) for cluster in self.clusters.tolist()]
+        if positions is not None:
+            columns["x"], columns["y"] = map(_decimals, positions.T)
         return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 

@@ -5,11 +5,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 
 from conr.clustering.graph import graph_clusters
@@ -22,7 +18,6 @@ from conr.evaluation.scores import cluster_sizes, feature_std, silhouette, size_
 from conr.parameters import EvaluateStage
 from conr.parameters.groups import Evaluate
 
-MAP_POINTS = 2_000  # the map of the embeddings is a picture: more points hide more than they show
 NEARLY_EQUAL = 1e-3  # distance up to which unit vectors count as equal: k-means cannot tell them apart in float32
 
 
@@ -60,6 +55,7 @@ def evaluate(
     clustered: slice = slice(None),
     scored: slice = slice(None),
     method: str = "kmeans",
+    neighbors: NDArray[np.int64] | None = None,
 ) -> Evaluation:
     """Cluster unit vectors and score the result. Labels are read after the clusters are settled.
 
@@ -76,9 +72,12 @@ def evaluate(
         scored: which embeddings the agreement with labels and the silhouette are taken on; the other scores describe
             all embeddings, but the inertia those that the clustering saw.
         method: kmeans or graph.
+        neighbors: (N, ≥ k1 of the graph) nearest embeddings by cosine, if all are clustered and they are known already.
     """
-    find = _by_graph if method == "graph" else _by_kmeans
-    centroids, assignment, inertia = find(embeddings, clusters, settings, seed, clustered)
+    if method == "graph":
+        centroids, assignment, inertia = _by_graph(embeddings, clusters, settings, seed, clustered, neighbors)
+    else:
+        centroids, assignment, inertia = _by_kmeans(embeddings, clusters, settings, seed, clustered)
     sizes = cluster_sizes(assignment.clusters, clusters)
     scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
     width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
@@ -110,12 +109,17 @@ def _by_kmeans(
 
 
 def _by_graph(
-    embeddings: NDArray[np.float32], clusters: int, settings: Evaluate, seed: int, clustered: slice
+    embeddings: NDArray[np.float32],
+    clusters: int,
+    settings: Evaluate,
+    seed: int,
+    clustered: slice,
+    neighbors: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.float32], Assignment, float]:
     """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia."""
     seen = embeddings[clustered]
     k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
-    numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed).assignments
+    numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors).assignments
     if len(seen) < len(embeddings):
         numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters)
     present, numbers = np.unique(numbers, return_inverse=True)
@@ -142,33 +146,19 @@ def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def evaluate_store(
-    embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int, method: str = "kmeans"
+    embeddings: NDArray[np.float32],
+    store: Store,
+    parameters: EvaluateStage,
+    seed: int,
+    method: str = "kmeans",
+    neighbors: NDArray[np.int64] | None = None,
 ) -> Evaluation:
     """`evaluate` for (N, D) embeddings of the images of a store, as its protocol says."""
     clusters, settings = parameters.number, parameters.evaluate
-    return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method)
-
-
-def embedding_map(embeddings: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-    """A plane in which neighbors stay neighbors (t-SNE), for at most 2,000 of the samples.
-
-    Samples that are (nearly) equal are one point: t-SNE would arrange them in a ring, and where there is nothing else
-    divides by their standard deviation of 0, which ends the process.
-
-    Returns:
-        (M, 2) positions, and the (M,) indices of the samples; None if all are (nearly) equal or one is not finite.
-    """
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:MAP_POINTS])
-    sample = embeddings[chosen]
-    if not np.isfinite(sample).all():
-        return None
-    count, groups = connected_components(csr_array(cdist(sample, sample) <= NEARLY_EQUAL), directed=False)
-    if count < 2:
-        return None
-    different = sample[np.unique(groups, return_index=True)[1]]
-    if count < 10:
-        plane = PCA(2).fit_transform(different)
-    else:
-        perplexity = min(30, (count - 1) / 3)
-        plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(different)
-    return plane[groups].astype(np.float32), chosen
+    if neighbors is not None and (
+        len(embeddings[store.clustered]) < len(embeddings) or settings.graph_k1 > neighbors.shape[1]
+    ):
+        neighbors = None
+    return evaluate(
+        embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method, neighbors
+    )

@@ -1,10 +1,8 @@
 """cluster: a folder of images → a project of its own beside you, in which DVC runs all stages."""
 
-import io
-import re
 import shutil
 import time
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +33,6 @@ START_UP, EVALUATION, EVALUATION_OF_IMAGE = 4.0, 10.0, 1e-3  # seconds
 TIMED = 8  # images
 SAMPLE = 24  # images that are read to see how large they are and how long reading takes
 REFINEMENT = {"pretrain.cached_views": 4, "finetune.epochs": 50}
-STOPPED = re.compile(r"failed to run: conr (\w+).*exited with (-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -191,31 +188,6 @@ def _change(path: Path, changes: dict[str, Any]) -> None:
         group[name] = value
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
-
-
-def run_stages(plan: Plan) -> int:
-    """Run all stages that are not up to date, through DVC.
-
-    Returns:
-        The exit code of the stage that failed and has said why; 0 for none.
-
-    Raises:
-        UserError: DVC failed by itself.
-    """
-    from dvc.exceptions import DvcException, ReproductionError
-    from dvc.repo import Repo
-
-    try:
-        with redirect_stdout(io.StringIO()), Repo(str(plan.project)) as repo:  # DVC prints which commands it runs
-            repo.reproduce()
-    except ReproductionError as error:
-        failed = STOPPED.search(str(error.__cause__))
-        if failed is None:
-            raise UserError(f"DVC cannot run the stages in {plan.project}: {error.__cause__ or error}") from error
-        return int(failed[2])
-    except DvcException as error:
-        raise UserError(f"DVC cannot run the stages in {plan.project}: {error}") from error
-    return 0
 
 
 def remove_unused(plan: Plan) -> None:

@@ -16,6 +16,7 @@ from conr.observer import Observer
 from conr.parameters import PretrainStage
 from conr.pipeline.records import write_record
 from conr.pipeline.workspace import Workspace
+from conr.training.cached_views import write_views
 
 ROWS = 4096  # features that are projected at a time
 
@@ -46,6 +47,12 @@ def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, 
             for first in range(0, len(features), ROWS):
                 writer.append(projection.apply(np.array(features[first : first + ROWS])))
             writer.close()
-    for path in (files.weights, files.log):  # of a training before
+    for path in (files.weights, files.log, files.views):  # of a training before, or of another number of views
         path.unlink(missing_ok=True)
-    write_record(files.folder, [files.encoder, files.features], [parameters.seed], made_from, parameters=parameters)
+    made, settings = [files.encoder, files.features], parameters.pretrain
+    if settings.cached_views:
+        session = open_session(files.encoder, "cpu" if parameters.device == "cpu" else "auto")
+        images, views, seed = store.training_images, parameters.views, parameters.seed
+        write_views(session, images, views, settings.crop_scale, settings.cached_views, seed, files.views, observer)
+        made.append(files.views)
+    write_record(files.folder, made, [parameters.seed], made_from, parameters=parameters)

@@ -1,0 +1,105 @@
+"""Features of the images of a set for photos.py, each computed once and kept as an array: (N, D) float32.
+
+- pixels: at most 16 pixels high and wide, in [0, 1].
+- colors: the square root of a histogram with 6 × 6 × 6 bins, whose products are Bhattacharyya coefficients.
+- Lite0: conr's frozen EfficientNet-Lite0.
+- BYOL and ConNR: from scratch, by seed, with the preset digits, before and after ConNR.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Turns, run
+from numpy.typing import NDArray
+from PIL import Image
+
+from conr import Workspace, load_preset
+from conr.data.store import open_store
+from conr.files import save_array
+from conr.training.log import read_log
+
+Features = NDArray[np.float32]
+
+PIXELS, COLORS, FROZEN, BYOL, CONNR = "pixels", "colors", "Lite0", "BYOL", "ConNR"
+EMBEDDINGS = (FROZEN, BYOL, CONNR)  # unit vectors
+TRAINED = (BYOL, CONNR)  # one for each seed
+NAMES = (PIXELS, COLORS, *EMBEDDINGS)
+BACKBONE = {"network.backbone": "efficientnet-lite0"}
+THUMBNAIL, BINS = 16, 6
+
+
+def path(folder: Path, features: str, seed: int) -> Path:
+    """Where the features of the set in a folder are kept."""
+    return folder / "features" / (f"{features}-{seed}.npy" if features in TRAINED else f"{features}.npy")
+
+
+def compute(folder: Path, features: str) -> dict[str, float]:
+    """Compute features that need no seed, and keep them; returns what that took."""
+    call = {PIXELS: pixels, COLORS: colors, FROZEN: frozen}[features]
+    found, cost = measured(partial(call, Workspace.at(folder)))
+    save_array(path(folder, features, 0), found)
+    return cost
+
+
+def pixels(workspace: Workspace) -> Features:
+    """Images as vectors, reduced where they are large."""
+    images = open_store(workspace.store).images
+    if images.shape[1] > THUMBNAIL:
+        size = (THUMBNAIL, THUMBNAIL)
+        images = np.stack([Image.fromarray(image).resize(size, Image.Resampling.BOX) for image in images])
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def colors(workspace: Workspace) -> Features:
+    """Histograms of colors, of unit length."""
+    images = open_store(workspace.store).images
+    weights = np.array([BINS**2, BINS, 1])
+    bins = [((image.reshape(-1, 3).astype(np.int64) * BINS // 256) @ weights) for image in images]
+    counts = np.stack([np.bincount(found, minlength=BINS**3) for found in bins])
+    return np.sqrt(counts / counts.sum(1, keepdims=True)).astype(np.float32)
+
+
+def frozen(workspace: Workspace) -> Features:
+    """Those of the network that conr has ready."""
+    manifest = open_store(workspace.store).manifest
+    run("pretrain", workspace, load_preset("folder").changed({**BACKBONE, "prepare.image_size": manifest.image_size}))
+    return np.load(workspace.root / "artifacts/pretrain/features.npy")
+
+
+def train(folder: Path, seed: int) -> Mapping[str, dict[str, float]]:
+    """Train on the digits with a seed, and keep the features before and after ConNR; returns what each took.
+
+    A training that was stopped resumes; its seconds are those of all its epochs.
+    """
+    workspace, parameters = Workspace.at(folder / f"trained/{seed}"), load_preset("digits").changed({"seed": seed})
+    workspace.borrow(Workspace.at(folder), "artifacts/store")
+    stages = ("pretrain", "finetune", "extract")
+    _, cost = measured(lambda: [run(stage, workspace, parameters) for stage in stages])
+    before, after = (
+        sum(row["seconds"] for row in read_log(log))
+        for log in (workspace.pretrained.log, workspace.finetuned(seed).log)
+    )
+    found = {BYOL: (before, workspace.embeddings()), CONNR: (before + after, workspace.embeddings(seed))}
+    for features, (_, embeddings) in found.items():
+        save_array(path(folder, features, seed), np.load(embeddings))
+    return {features: {**cost, "wall": seconds} for features, (seconds, _) in found.items()}
+
+
+def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What a call returns and takes: seconds on the clock and of the processor, MB on top of what the process has."""
+    before, turns = memory("VmRSS"), Turns()
+    found = turns.measure(call)
+    return found, {"wall": turns.wall[0], "processor": turns.processor[0], "memory": max(memory("VmHWM") - before, 0.0)}
+
+
+def memory(name: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at most; 0 where the system does not tell.
+
+    getrusage would say what the process that started this one had.
+    """
+    status = Path("/proc/self/status")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    return int(lines.get(name, "0 kB").split()[0]) / 1024

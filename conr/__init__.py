@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from conr.api import Result, cluster
+    from conr.clustering.choose import Proposal, propose_clusters
     from conr.clustering.kmeans import kmeans
     from conr.errors import UserError
     from conr.evaluation.agreement import label_scores
@@ -31,6 +32,7 @@ _HOMES = {
     "ModelSpec": "training.weights",
     "Observer": "observer",
     "Parameters": "parameters",
+    "Proposal": "clustering.choose",
     "Result": "api",
     "UserError": "errors",
     "Workspace": "pipeline.workspace",
@@ -40,6 +42,7 @@ _HOMES = {
     "kmeans": "clustering.kmeans",
     "label_scores": "evaluation.agreement",
     "load_preset": "pipeline.presets",
+    "propose_clusters": "clustering.choose",
 }
 __all__ = list(_HOMES)
 

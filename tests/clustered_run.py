@@ -60,4 +60,4 @@ def finish(workspace: Workspace, encoder: Path, clusters: Mapping[str, int]) -> 
     write_text(workspace.summary, "all is well\n")
     made_by = {"encoder": sha256_of(encoder)}
     write_record(workspace.embedded, [workspace.embeddings(0)], [0], made_by)
-    write_record(workspace.results, [workspace.centroids], [0], made_by)
+    write_record(workspace.results, [workspace.centroids], [0], made_by, method="graph")

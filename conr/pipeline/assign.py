@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ from conr.pipeline.sorting import Link, check_copies, check_target, check_writab
 from conr.pipeline.workspace import Workspace
 
 AGAIN = "run conr evaluate, or dvc repro"
-Method = Literal["kmeans", "graph"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,6 @@ def assign_folder(
     observer: Observer = SILENT,
     *,
     link: Link = "none",
-    method: Method = "kmeans",
 ) -> Assigned:
     """Assign every image below a folder to a cluster of a finished run.
 
@@ -96,7 +93,6 @@ def assign_folder(
         device: "cpu", "cuda" or "auto".
         observer: notified of every image.
         link: "hard" or "symbolic" for links instead of copies.
-        method: what found the run's clusters.
 
     Raises:
         UserError: there is no finished run or no readable image, or the targets cannot be written to.
@@ -107,7 +103,7 @@ def assign_folder(
     what = f"--sort-into {sort_into}"
     if sort_into is not None:
         check_target(sort_into, folder, what)
-    encoder, names = open_encoder(workspace, device, method), present_names(workspace)
+    encoder, names = open_encoder(workspace, device), present_names(workspace)
     images, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
     items, _ = paged(folder, images, _frames(workspace))
     if sort_into is not None:
@@ -129,7 +125,7 @@ def assign_folder(
     return Assigned(files, assignment, broken, skipped, encoder.precision)
 
 
-def open_encoder(workspace: Workspace, device: str, method: Method = "kmeans") -> Encoder:
+def open_encoder(workspace: Workspace, device: str) -> Encoder:
     """The encoder and the clusters of a finished run.
 
     They are checked to be of the same run: distances to another encoder's centroids are meaningless.
@@ -137,7 +133,6 @@ def open_encoder(workspace: Workspace, device: str, method: Method = "kmeans") -
     Args:
         workspace: of the run.
         device: "cpu", "cuda" or "auto".
-        method: what found its clusters.
 
     Raises:
         UserError: one is missing or damaged, or they belong to different runs.
@@ -146,15 +141,15 @@ def open_encoder(workspace: Workspace, device: str, method: Method = "kmeans") -
     session = open_session(file, device)
     centroids = load_array(path, AGAIN)
     made_by = {"encoder": sha256_of(file)}
-    first, *_ = read_record(workspace.results, AGAIN, made_by).seeds
+    record = read_record(workspace.results, AGAIN, made_by)
     made_for = properties(session)
     size, fit = made_for.image_size, made_for.fit
     if session.get_outputs()[0].shape[1] != centroids.shape[1] or size is None or fit is None:
         raise UserError(f"{file} and {path} do not match; run dvc repro again")
     voters = None
-    if method == "graph":
+    if record.method == "graph":
         read_record(workspace.embedded, AGAIN, made_by)
-        voters = load_array(workspace.embeddings(first), AGAIN), load_clusters(workspace).clusters
+        voters = load_array(workspace.embeddings(record.seeds[0]), AGAIN), load_clusters(workspace).clusters
     return Encoder(session, centroids, size, fit, made_for.precision, voters)
 
 

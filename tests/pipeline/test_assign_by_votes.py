@@ -11,6 +11,7 @@ from project import table
 from conr.clustering.votes import assign_by_neighbors
 from conr.embedding.session import INPUT, OUTPUT, open_session
 from conr.errors import UserError
+from conr.files import sha256_of
 from conr.pipeline.assign import assign_folder, open_encoder
 from conr.pipeline.naming import name_clusters
 from conr.pipeline.records import write_record
@@ -34,17 +35,18 @@ def run(encoder: Path, photos: Path, tmp_path: Path) -> Workspace:
 
 
 def test_the_run_s_own_images_get_exactly_their_clusters(run: Workspace, photos: Path, tmp_path: Path) -> None:
-    assign_folder(run, photos, tmp_path / "table.csv", device="cpu", method="graph")
+    assign_folder(run, photos, tmp_path / "table.csv", device="cpu")
     rows = table(tmp_path / "table.csv")
     assert {row["file"]: int(row["cluster"]) for row in rows} == CLUSTERS
     assert {row["file"]: row for row in rows} == {row["file"]: row for row in table(run.assignments)}
-    assign_folder(run, photos, tmp_path / "table.csv", device="cpu", method="kmeans")
+    write_record(run.results, [run.centroids], [0], {"encoder": sha256_of(run.encoder)}, method="kmeans")
+    assign_folder(run, photos, tmp_path / "table.csv", device="cpu")
     assert {row["file"]: int(row["cluster"]) for row in table(tmp_path / "table.csv")} != CLUSTERS
 
 
 def test_new_images_get_the_clusters_that_the_nearest_images_vote_for(run: Workspace) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
-    encoder = open_encoder(run, "cpu", "graph")
+    encoder = open_encoder(run, "cpu")
     embeddings = open_session(run.encoder, "cpu").run([OUTPUT], {INPUT: pixels})[0]
     expected, _ = assign_by_neighbors(embeddings, np.load(run.embeddings(0)), np.array(list(CLUSTERS.values())), 3)
     found = encoder.assign(embeddings)
@@ -59,7 +61,7 @@ def test_names_are_in_the_table_and_in_the_folders(run: Workspace, photos: Path,
     name_clusters(run, {1: "red shoes"})
     new = tmp_path / "new"
     shutil.copytree(photos, new)
-    assign_folder(run, new, tmp_path / "t.csv", tmp_path / "sorted", "cpu", link=link, method="graph")  # type: ignore[arg-type]
+    assign_folder(run, new, tmp_path / "t.csv", tmp_path / "sorted", "cpu", link=link)  # type: ignore[arg-type]
     assert {row["file"]: row["name"] for row in table(tmp_path / "t.csv")} == {
         name: "red shoes" if cluster == 1 else "" for name, cluster in CLUSTERS.items()
     }
@@ -77,10 +79,10 @@ def test_embeddings_of_another_encoder_are_refused(run: Workspace, photos: Path,
     with pytest.raises(
         UserError, match=f"^{run.embedded} was made from another encoder: another then, .* now; run conr"
     ):
-        assign_folder(run, photos, tmp_path / "table.csv", device="cpu", method="graph")
+        assign_folder(run, photos, tmp_path / "table.csv", device="cpu")
 
 
 def test_embeddings_of_another_run_are_refused(run: Workspace, photos: Path, tmp_path: Path) -> None:
     np.save(run.embeddings(0), np.load(run.embeddings(0))[::-1].copy())
     with pytest.raises(UserError, match=f"^{run.embeddings(0)} is missing or damaged"):
-        assign_folder(run, photos, tmp_path / "table.csv", device="cpu", method="graph")
+        assign_folder(run, photos, tmp_path / "table.csv", device="cpu")

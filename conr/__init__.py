@@ -14,6 +14,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from conr.api import Result, cluster
+    from conr.clustering.choose import Proposal, propose_clusters
+    from conr.clustering.compactness import choose_method
     from conr.clustering.graph import Clustering, graph_clusters
     from conr.clustering.kmeans import kmeans
     from conr.clustering.votes import assign_by_neighbors
@@ -34,10 +36,12 @@ _HOMES = {
     "ModelSpec": "training.weights",
     "Observer": "observer",
     "Parameters": "parameters",
+    "Proposal": "clustering.choose",
     "Result": "api",
     "UserError": "errors",
     "Workspace": "pipeline.workspace",
     "assign_by_neighbors": "clustering.votes",
+    "choose_method": "clustering.compactness",
     "cluster": "api",
     "conaff": "neighbors.conaff",
     "conaff_graph": "neighbors.graph",
@@ -45,6 +49,7 @@ _HOMES = {
     "kmeans": "clustering.kmeans",
     "label_scores": "evaluation.agreement",
     "load_preset": "pipeline.presets",
+    "propose_clusters": "clustering.choose",
 }
 __all__ = list(_HOMES)
 

@@ -12,7 +12,6 @@ from conr.data.folders import images_below
 from conr.data.items import Source, arranged
 from conr.data.sources import array_source
 from conr.errors import UserError
-from conr.evaluation.assignment import assign
 from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
 from conr.pipeline.assign import embed_items, open_encoder
@@ -66,7 +65,7 @@ class Result:
         items = _source(images, None, encoder.image_size, encoder.fit).items
         embeddings, reasons = embed_items(encoder, items)
         clusters = np.full(len(items), -1)
-        clusters[[not reason for reason in reasons]] = assign(embeddings, encoder.centroids).clusters
+        clusters[[not reason for reason in reasons]] = encoder.assign(embeddings).clusters
         return clusters
 
 

@@ -35,6 +35,9 @@ MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
 SHOW_WARNING = warnings.showwarning
 LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
 
+LinkName = Literal["none", "hard", "symbolic"]
+LINKS = "none: copy; hard or symbolic: link instead"
+
 app = typer.Typer(
     name="conr",
     no_args_is_help=True,
@@ -244,12 +247,36 @@ def assign(
     sort_into: Annotated[
         Path | None, typer.Option(help="Also copy the images into this new folder, by cluster; run again to resume")
     ] = None,
+    link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
     ] = "auto",
 ) -> None:
     """Sort new images into the clusters of the last run."""
-    run("assign", folder, output, sort_into, device)
+    run("assign", folder, output, sort_into, link, device)
+
+
+@app.command()
+def sort(
+    target: Annotated[Path, typer.Argument(help="New folder for one folder per cluster; run again to resume")],
+    link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
+) -> None:
+    """Copy or link the images of the last run into one folder per cluster; originals are never moved or changed."""
+    from conr.pipeline import params_file
+
+    run("sort", params_file.read(), target, link)
+
+
+@app.command()
+def name(
+    cluster: Annotated[int | None, typer.Argument(help="Number of a cluster; leave it out to apply the table")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="NAME", help="Its name; leave it out to remove it")] = None,
+) -> None:
+    """Name a cluster: tables, sorted folders and clusterer.onnx show the name at once, the page after dvc repro.
+
+    Names are kept in cluster_names.csv, which you can edit; they count only for the clustering that they were given to.
+    """
+    run("name", cluster, text)
 
 
 @app.command()

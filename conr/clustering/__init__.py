@@ -4,11 +4,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from conr.clustering.choose import Proposal, propose_clusters
+    from conr.clustering.compactness import choose_method
     from conr.clustering.graph import Clustering, graph_clusters
     from conr.clustering.votes import assign_by_neighbors
 
-_HOMES = {"Clustering": "graph", "assign_by_neighbors": "votes", "graph_clusters": "graph"}
-__all__ = ["Clustering", "assign_by_neighbors", "graph_clusters"]
+_HOMES = {
+    "Clustering": "graph",
+    "Proposal": "choose",
+    "assign_by_neighbors": "votes",
+    "choose_method": "compactness",
+    "graph_clusters": "graph",
+    "propose_clusters": "choose",
+}
+__all__ = ["Clustering", "Proposal", "assign_by_neighbors", "choose_method", "graph_clusters", "propose_clusters"]
 
 
 def __getattr__(name: str) -> Any:

@@ -168,6 +168,7 @@ def compose(encoder: onnx.ModelProto, memory: Memory) -> onnx.ModelProto:
                 f"({one_line(error)}); export the network with a newer one"
             ) from error
     head = behind_embeddings(memory, opset_of(encoder), encoder.ir_version)
+    head = onnx.compose.add_prefix(head, "clusterer/", rename_inputs=False, rename_outputs=False)  # names may be taken
     merged: onnx.ModelProto = onnx.compose.merge_models(encoder, head, [(OUTPUT, "embeddings")], outputs=OUTPUTS)
     return merged
 

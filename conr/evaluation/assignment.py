@@ -1,4 +1,4 @@
-"""Which cluster each embedding belongs to: the one of the nearest centroid, or one that is given."""
+"""Which cluster each embedding belongs to, and how far it is from the centroids."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ BLOCK = 2**22  # distances that are held at a time
 
 @dataclass(frozen=True)
 class Assignment:
-    """The cluster of each sample, and the nearest other one.
+    """The centroid of each sample's cluster, and the nearest other one.
 
     Attributes:
         clusters: (N,) int64.
         own_distance: (N,) float32, the distance to the cluster's centroid.
-        next_cluster: (N,) int64, the nearest centroid of another cluster; −1 where there is one centroid only.
+        next_cluster: (N,) int64, the nearest other centroid; −1 where there is one centroid only.
         next_distance: (N,) float32, the distance to that; infinite where there is none.
     """
 
@@ -30,15 +30,14 @@ class Assignment:
 
     @property
     def boundary_ratio(self) -> NDArray[np.float32]:
-        """(N,) float32, Eq. 11: 0 on the centroid, 1 half-way between two, up to 2 where another centroid is nearer.
+        """(N,) float32, Eq. 11: 1 − (d_N − d_I) / max(d_I, d_N).
 
-        1 − (d_N − d_I) / max(d_I, d_N) is d_I / d_N of a sample that has no nearer centroid, and 2 − d_N / d_I of
-        another; 1 if both are 0, and 0 where there is no other centroid.
+        0 on the centroid, 1 half-way between two; 1 if both distances are 0, and 0 where there is no other centroid. Of
+        clusters that are not those of the nearest centroids it is above 1, up to 2, where another centroid is nearer.
         """
-        own, other = self.own_distance, self.next_distance
-        ratio = np.divide(own, other, out=np.ones_like(own), where=other > 0)
-        nearer = own > other  # clusters of a graph are not those of the nearest centroid
-        ratio[nearer] = 2 - other[nearer] / own[nearer]
+        near, far = np.minimum(self.own_distance, self.next_distance), np.maximum(self.own_distance, self.next_distance)
+        share: NDArray[np.float32] = np.divide(near, far, out=np.ones_like(near), where=far > 0)
+        ratio: NDArray[np.float32] = np.where(self.own_distance <= self.next_distance, share, 2 - share)
         return ratio
 
     def table(
@@ -78,30 +77,27 @@ class Assignment:
 
 
 def assign(
-    embeddings: NDArray[np.float32], centroids: NDArray[np.float32], given: NDArray[np.int64] | None = None
+    embeddings: NDArray[np.float32], centroids: NDArray[np.float32], clusters: NDArray[np.int64] | None = None
 ) -> Assignment:
     """Assign (N, D) embeddings to the nearest of (K, D) centroids, in blocks of bounded memory.
 
-    Args:
-        embeddings: (N, D).
-        centroids: (K, D).
-        given: (N,) int64 clusters that are settled already; None for those of the nearest centroids.
+    Clusters that are known already, (N,) int64, are taken as they are: then only the distances are computed.
     """
     count = len(embeddings)
-    clusters, next_cluster = np.empty((2, count), dtype=np.int64)
+    own, next_cluster = np.empty((2, count), dtype=np.int64)
     own_distance, next_distance = np.empty((2, count), dtype=np.float32)
     size = max(BLOCK // len(centroids), 1)
     for first in range(0, count, size):
         block = slice(first, first + size)
         distances = cdist(embeddings[block], centroids).astype(np.float32)
         rows = np.arange(len(distances))
-        nearest = distances.argmin(1) if given is None else given[block]
-        clusters[block], own_distance[block] = nearest, distances[rows, nearest]
-        distances[rows, nearest] = np.inf
+        own[block] = distances.argmin(1) if clusters is None else clusters[block]
+        own_distance[block] = distances[rows, own[block]]
+        distances[rows, own[block]] = np.inf
         second = distances.argmin(1)
         next_distance[block] = distances[rows, second]
         next_cluster[block] = second if len(centroids) > 1 else -1
-    return Assignment(clusters, own_distance, next_cluster, next_distance)
+    return Assignment(own, own_distance, next_cluster, next_distance)
 
 
 def _decimals(values: NDArray[np.float32]) -> list[object]:

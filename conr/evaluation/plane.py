@@ -2,6 +2,7 @@
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
@@ -11,11 +12,11 @@ from sklearn.manifold import TSNE
 
 MAP_POINTS = 2_500  # samples that t-SNE arranges; it takes 6 s for them on one core, and a minute for 20,000
 NEARLY_EQUAL = 1e-3  # distance up to which unit vectors count as equal
-ANCHORS = 5  # arranged samples that place another one
+ANCHORS = 3  # arranged samples that place another one (docs/lab/page.md)
 SHARPNESS = 20.0  # of an anchor's weight: exp(SHARPNESS · cosine)
 FAR = 4.0  # an anchor further from the nearest one than so many spacings of the plane lies in another group
-SPREAD = 0.6  # of a placed sample around the mean of its anchors, in spacings of the plane
-ROWS = 4096  # samples of one search
+SPREAD = 0.5  # of a placed sample around the mean of its anchors, in spacings of the plane
+ROWS = 1024  # samples that are compared with all others at a time
 
 
 def embedding_map(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float32] | None:
@@ -66,11 +67,9 @@ def nearest_images(
     """
     total, count = len(embeddings), min(count, len(embeddings) - 1)
     if neighbors is None:
-        index = faiss.IndexFlatIP(embeddings.shape[1])
-        index.add(np.ascontiguousarray(embeddings, np.float32))
-        starts = range(0, total, ROWS)
-        found = [index.search(np.ascontiguousarray(embeddings[i : i + ROWS]), count + 1)[1] for i in starts]
-        neighbors = np.concatenate(found) if found else np.empty((0, 0), dtype=np.int64)
+        vectors = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32))
+        found = [(part @ vectors.T).topk(count + 1).indices for part in torch.split(vectors, ROWS)]
+        neighbors = torch.cat(found).numpy()
     elif neighbors.ndim != 2 or len(neighbors) != total or neighbors.shape[1] <= count:
         raise ValueError(f"neighbors is {neighbors.shape}, not ({total}, {count + 1} or more)")
     own = neighbors == np.arange(total)[:, None]

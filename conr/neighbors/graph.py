@@ -76,6 +76,7 @@ def conaff_nodes(
     *,
     neighbors: NDArray[np.int64] | None = None,
     approximate: bool = False,
+    reciprocal: bool = False,
     entries: int | None = None,
     observer: Observer = SILENT,
 ) -> tuple[sparse.csr_matrix, NDArray[np.int32]]:
@@ -87,6 +88,8 @@ def conaff_nodes(
         neighbors: as for `conaff_graph`.
         approximate: search the nearest neighbors in an index of lists: some percent are missed, and the cost of a
             sample hardly grows with N.
+        reciprocal: propagate only along edges of samples that are both among the k2 nearest of the other. Other edges
+            lead from small groups into large ones.
         entries: how many entries of a row each step keeps, the largest; of equal ones the first. None keeps all.
         observer: notified of every sample as its neighbors are searched.
 
@@ -112,6 +115,8 @@ def conaff_nodes(
     ranking = np.concatenate(rankings)
     nodes = _reciprocal_encoding(ranking)
     edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
+    if reciprocal:
+        edges = edges.multiply(edges.T != 0).tocsr()
     del features, rankings, ranking
     # The order saves cache misses, above all for a large N.
     order = reverse_cuthill_mckee(nodes, symmetric_mode=True)

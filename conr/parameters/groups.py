@@ -304,10 +304,11 @@ class Extract(Group):
 class Evaluate(Group):
     """Final clusters and scores."""
 
-    method: Literal["kmeans", "graph"] = Field(
+    method: Literal["kmeans", "graph", "auto"] = Field(
         default="kmeans",
         description="Whose clusters are the result: k-means (the paper), or spectral clustering of the graph of ConAff "
-        "neighbors of all images; both are computed and scored",
+        "neighbors of all images; auto: the graph's, unless those of k-means are much more compact. Both are computed "
+        "and scored",
     )
     graph_k1: int = Field(
         default=0, ge=0, le=1_000, description="Of the graph: k1; 0: by a rule from the numbers of images and clusters"

@@ -1,11 +1,13 @@
 """evaluate: embeddings → clusters, scores, figures, the report and the table of assignments."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conr.clustering.choose import Proposal
+from conr.clustering.compactness import choose_method
 from conr.data.store import Store, open_store
 from conr.embedding.clusterer import remember
 from conr.errors import UserError
@@ -13,12 +15,13 @@ from conr.evaluation.evaluate import Evaluation, evaluate_store
 from conr.evaluation.plane import embedding_map, nearest_images
 from conr.evaluation.results import TITLES, Results
 from conr.evaluation.scores import AGREEMENT
-from conr.files import load_array, load_json, save_array, sha256_of, write_table, write_text
+from conr.files import load_array, load_json, save_array, write_table, write_text
 from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
 from conr.pipeline.checks import check_data
 from conr.pipeline.clusterer import write_clusterer
 from conr.pipeline.exports import write_parquet
+from conr.pipeline.naming import identity_of, names_line, read_names
 from conr.pipeline.neighbor_figures import draw_neighbors
 from conr.pipeline.page_parts import NEAREST, Extras
 from conr.pipeline.publish import published
@@ -62,7 +65,8 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
             positions = embedding_map(after, first)
             draw_map(drawings, positions, results.first)
             observer.step_done(note="map")
-            names: dict[int, str] = {}
+            identity = identity_of(store.manifest.files, results.first.assignment.clusters)
+            names = read_names(workspace, identity, len(results.first.centroids))
             _write_tables(workspace, new, results, store, names, positions)
             write_parquet(
                 new.explorable,
@@ -75,7 +79,7 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
                 embeddings=after,
                 neighbors=None if neighbors is None else neighbors[:, :NEAREST],
             )
-            _write_clusters(workspace, new, results, after, parameters, record, names)
+            _write_clusters(workspace, new, results, after, parameters, record, identity, names)
             observer.step_done(note="tables")
             logs = _log(workspace.pretrained), _log(workspace.finetuned(first))
             draw_figures(drawings, results.first, store, logs, parameters.evaluate.gallery)
@@ -92,7 +96,8 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
                 choice=_choice(workspace, parameters, drawings),
             )
             notes = write_report(new.report, results, store, parameters, precision, drawings, extras)
-            write_text(new.summary, summary(workspace, results, precision, notes) + "\n", "backslashreplace")
+            lines = [summary(workspace, results, precision, notes), *names_line(names)]
+            write_text(new.summary, "\n".join(lines) + "\n", "backslashreplace")
             observer.step_done(note="report")
     return results
 
@@ -118,18 +123,21 @@ def _results(
         observer.step_done(note=f"{what}: {TITLES[method]}, scores")
         return evaluation
 
-    results = None
-    for method in sorted(TITLES, key=lambda method: method == chosen):
+    of_method = {}
+    for method in TITLES:
         finetuned = {
             seed: found(_embeddings(workspace, seed, store), seed, method, f"seed {seed}")
             for seed in parameters.all_seeds
         }
-        before = next(iter(finetuned.values()))
+        before = finetuned[first]
         if refined:
             before = found(_embeddings(workspace, None, store), parameters.seed, method, "pretrained")
-        results = Results(before, finetuned, method, refined, results)
-    assert results is not None
-    return results
+        of_method[method] = Results(before, finetuned, method, refined)
+    if chosen == "auto":
+        both = [results.first.assignment.clusters for results in of_method.values()]
+        chosen = choose_method(_embeddings(workspace, first, store), *both)
+    other = next(results for method, results in of_method.items() if method != chosen)
+    return replace(of_method[chosen], other=other)
 
 
 def _log(files: TrainingFiles) -> list[dict[str, float]]:
@@ -190,18 +198,18 @@ def _write_clusters(
     embeddings: NDArray[np.float32],
     parameters: EvaluateStage,
     embedded: Record,
+    identity: str,
     names: dict[int, str],
 ) -> None:
-    """What new images are assigned by: centroids, clusters, and both with the encoder as one file; and their record."""
+    """What new images are assigned by: centroids, and all with the encoder as one file; and the record."""
     final, seeds = results.first, list(results.finetuned)
     save_array(new.centroids, final.centroids)
-    save_array(new.clusters, final.assignment.clusters)
     by_votes = results.method == "graph"
     memory = remember(embeddings, final.assignment.clusters, final.centroids, by_votes, seeds[0])
-    write_clusterer(new.clusterer, workspace.encoder, memory, sha256_of(new.clusters), names)
+    write_clusterer(new.clusterer, workspace.encoder, memory, identity, names)
     made_from = {"encoder": embedded.made_from["encoder"], "embeddings": embedded.made[f"{seeds[0]}.npy"]}
-    made, number = [new.centroids, new.clusters], parameters.number
-    write_record(new.results, made, seeds, made_from, clusters=number, method=results.method)
+    number = parameters.number
+    write_record(new.results, [new.centroids], seeds, made_from, clusters=number, method=results.method)
 
 
 def _choice(workspace: Workspace, parameters: EvaluateStage, drawings: Drawings) -> Choice | None:

@@ -12,7 +12,7 @@ from conr.pipeline.presets import next_step, preset_file
 
 TEMPLATE = Path(__file__).parents[1] / "template"
 # Under other names: DVC takes every dvc.yaml below a project, one in an installed package too, for part of it.
-FILES = {"pipeline.yaml": "dvc.yaml", "gitignore": ".gitignore"}
+FILES = {"pipeline.yaml": "dvc.yaml", "gitignore": ".gitignore", "cluster_names.csv": "cluster_names.csv"}
 SETTINGS = (("core.analytics", "false"), ("core.check_update", "false"))
 
 

@@ -119,7 +119,6 @@ class Workspace:
     clusterer = _Below("results/clusterer.onnx", "Encoder and clusters as one ONNX file.")
     names = _Below("cluster_names.csv", "Names of clusters, which people write.")
     centroids = _Below("results/centroids.npy", "Of the clusters, in the encoder's space.")
-    clusters = _Below("results/clusters.npy", "The number of each image's cluster, by which new images are assigned.")
     report = _Below("results/report.html", "The page.")
     figures = _Below("results/figures", "The folder of figures.")
     plots = _Below("results/plots", "The folder of tables that DVC plots.")

@@ -15,7 +15,7 @@ MOST_POINTS = 2**16 - 1  # so that a point's number, and one for none, fit into 
 SCALE = 2**16 - 1  # of a position
 NONE = 2**16 - 1  # the number of no cluster and no label
 RATIO_STEP = 0.005  # of a boundary ratio, which is a byte
-NAMES = 3_000_000  # characters of all file names; beyond, the beginnings of long ones are left out
+NAMES = 2_000_000  # characters of all file names; beyond, the beginnings of long ones are left out
 
 
 @dataclass(frozen=True)

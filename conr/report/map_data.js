@@ -33,15 +33,22 @@ function detailsOf(point) {
   return parts.join(", ");
 }
 
+// The sheets are behind this script, so that the map is there before the browser has read them.
+const read = new Promise((resolve) => document.addEventListener("DOMContentLoaded", resolve));
 const sheets = []; // a bitmap, or the promise of one
 
 function sheetOf(point) {
   const number = Math.floor(tiles[point] / perSheet);
-  if (!sheets[number]) {
-    const text = $(`sheet-${number}`);
-    sheets[number] = createImageBitmap(new Blob([bytes(text.textContent)], { type: "image/webp" }));
-    sheets[number].then((bitmap) => { sheets[number] = bitmap; text.remove(); redraw(); });
-  }
+  sheets[number] ??= decode(number);
+  return sheets[number];
+}
+
+async function decode(number) {
+  await read;
+  const text = $(`sheet-${number}`);
+  sheets[number] = await createImageBitmap(new Blob([bytes(text.textContent)], { type: "image/webp" }));
+  text.remove();
+  redraw();
   return sheets[number];
 }
 

@@ -75,22 +75,26 @@ function placeOf(point) {
   return [toX(positions[2 * point]), toY(positions[2 * point + 1])];
 }
 
-const discs = new Map();
-
-// The pixels of a disc with soft edges: where from its center, and how opaque.
-function disc(radius) {
-  const key = Math.round(radius * 4);
-  if (!discs.has(key)) {
-    const reach = Math.ceil(radius), pixels = [];
-    for (let y = -reach; y <= reach; y++) {
-      for (let x = -reach; x <= reach; x++) {
-        const cover = Math.min(Math.max(radius + 0.5 - Math.hypot(x, y), 0), 1);
-        if (cover > 0) pixels.push([x, y, cover]);
-      }
+// The pixels of a disc with soft edges: x and y from its center, and how opaque, from 0 to 256.
+function disc(radius, opacity) {
+  const reach = Math.ceil(radius), found = [];
+  for (let y = -reach; y <= reach; y++) {
+    for (let x = -reach; x <= reach; x++) {
+      const cover = Math.min(Math.max(radius + 0.5 - Math.hypot(x, y), 0), 1);
+      if (cover > 0) found.push([x, y, Math.round(cover * opacity * 256)]);
     }
-    discs.set(key, pixels);
   }
-  return discs.get(key);
+  return found;
+}
+
+const packed = ([red, green, blue]) => ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+
+// Mix a color into a pixel: red and blue at once, and green, in whole numbers.
+function mix(under, color, opacity) {
+  const rest = 256 - opacity;
+  const redBlue = (((under & 0xff00ff) * rest + (color & 0xff00ff) * opacity) >>> 8) & 0xff00ff;
+  const green = (((under & 0xff00) * rest + (color & 0xff00) * opacity) >>> 8) & 0xff00;
+  return (0xff000000 | redBlue | green) >>> 0;
 }
 
 let pixels = null, buffer = null;
@@ -100,28 +104,26 @@ function drawPoints() {
   const width = base.width, height = base.height;
   if (pixels?.width !== width || pixels.height !== height) {
     pixels = context.createImageData(width, height);
-    buffer = pixels.data;
+    buffer = new Uint32Array(pixels.data.buffer);
   }
-  const [red, green, blue] = theme.groundRgb;
-  new Uint32Array(buffer.buffer).fill(((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0);
-  const zoom = view.scale / view.fit;
-  const spacing = Math.sqrt((view.width * view.height) / count) * Math.min(zoom, 12) ** 0.5;
+  buffer.fill(packed(theme.groundRgb));
+  const spacing = Math.sqrt((view.width * view.height) / count) * Math.min(view.scale / view.fit, 12) ** 0.5;
   const radius = Math.min(Math.max(0.22 * spacing, 1.1), 7) * view.ratio;
-  const shape = disc(radius);
-  const opacity = look.images ? 0.35 : 0.82;
-  for (const lit of look.lit ? [false, true] : [true]) {
-    for (const point of ranked) {
-      if (isLit(point) !== lit) continue;
-      const x = Math.round(toX(positions[2 * point]) * view.ratio), y = Math.round(toY(positions[2 * point + 1]) * view.ratio);
-      if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
-      const color = lit ? colors[clusters[point]] : theme.faintRgb;
-      for (const [dx, dy, cover] of shape) {
-        const column = x + dx, row = y + dy;
-        if (column < 0 || row < 0 || column >= width || row >= height) continue;
-        const at = (row * width + column) * 4, alpha = cover * opacity;
-        buffer[at] += (color[0] - buffer[at]) * alpha;
-        buffer[at + 1] += (color[1] - buffer[at + 1]) * alpha;
-        buffer[at + 2] += (color[2] - buffer[at + 2]) * alpha;
+  const shape = disc(radius, look.images ? 0.35 : 0.82);
+  const offsets = Int32Array.from(shape, ([x, y]) => y * width + x), opacities = Int32Array.from(shape, (pixel) => pixel[2]);
+  const inks = [], faint = packed(theme.faintRgb), reach = Math.ceil(radius);
+  for (const [cluster, color] of colors.entries()) inks[cluster] = color ? packed(color) : 0;
+  const scale = view.scale * view.ratio, left = width / 2 - view.x * scale, top = height / 2 - view.y * scale;
+  for (const lit of look.lit ? [0, 1] : [1]) {
+    for (let rank = 0; rank < count; rank++) {
+      const point = ranked[rank];
+      if (look.lit && look.lit[point] !== lit) continue;
+      const x = Math.round(positions[2 * point] * scale + left), y = Math.round(positions[2 * point + 1] * scale + top);
+      if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;
+      const color = lit ? inks[clusters[point]] : faint, center = y * width + x;
+      for (let k = 0; k < offsets.length; k++) {
+        const at = center + offsets[k];
+        buffer[at] = mix(buffer[at], color, opacities[k]);
       }
     }
   }
@@ -253,7 +255,7 @@ function moveTo(x, y, scale = view.scale) {
 }
 
 function nearestTo(x, y, within) {
-  let best = -1, least = within ** 2;
+  let best = -1, least = (within / view.scale) ** 2;
   if (look.images) {
     const { size, across, owner } = cellsOfView();
     const column = Math.floor(((x - view.width / 2) / view.scale + view.x) / size);
@@ -261,8 +263,9 @@ function nearestTo(x, y, within) {
     const found = column >= 0 && column < across ? owner.get(row * across + column) : undefined;
     if (found !== undefined) return found;
   }
+  const worldX = (x - view.width / 2) / view.scale + view.x, worldY = (y - view.height / 2) / view.scale + view.y;
   for (let point = 0; point < count; point++) {
-    const far = (toX(positions[2 * point]) - x) ** 2 + (toY(positions[2 * point + 1]) - y) ** 2;
+    const far = (positions[2 * point] - worldX) ** 2 + (positions[2 * point + 1] - worldY) ** 2;
     if (far < least && isLit(point)) { least = far; best = point; }
   }
   return best;

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 COLUMNS = 32  # tiles of a sheet in each direction
-PROBE = 8  # the same of the sheet from which the size of all is estimated
+PROBE = 16  # the same of the sheet from which the size of all is estimated
 BYTES = 7_000_000  # of all sheets together
-MARGIN = 0.9  # of the same, for a probe that is not quite like the rest
+MARGIN = 0.97  # of the same, for a probe that is not quite like the rest
 LOSSLESS = 100  # the quality at which pixels stay as they are
 PIXELATED_BELOW = 64  # the edge of an image up to which its own pixels are worth keeping
 KINDS = (  # edge of a tile and quality of WebP, the best first
-    *((128, 80), (96, 80), (64, 80), (48, 75), (48, 60), (32, 75), (32, 60), (24, 60), (24, 45)),
-    *((20, 45), (16, 45), (16, 30), (16, 10), (8, 30)),
+    *((128, 80), (96, 80), (64, 80), (64, 60), (48, 75), (48, 60), (32, 75), (32, 60)),
+    *((24, 60), (24, 45), (24, 30), (20, 45), (20, 30), (16, 45), (16, 30), (16, 10), (8, 30)),
 )
 
 

@@ -29,6 +29,7 @@ CODE = Path(__file__).parents[1]
 DEPENDENCIES = (
     "clustering",
     "data/store.py",
+    "embedding",
     "evaluation",
     "frameworks",
     "losses",

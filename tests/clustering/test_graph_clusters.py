@@ -13,7 +13,9 @@ from sklearn.datasets import load_digits
 
 from conr.clustering import graph as module
 from conr.clustering import spectral
-from conr.clustering.graph import Clustering, graph_clusters
+from conr.clustering.graph import Clustering, graph_clusters, graph_neighbors
+from conr.clustering.kmeans import Clustering as Result
+from conr.clustering.kmeans import kmeans
 from conr.clustering.spectral import Affinity, leading_eigenvectors
 from conr.evaluation.agreement import Agreement
 from conr.neighbors.graph import conaff_nodes, largest_entries
@@ -21,6 +23,8 @@ from conr.neighbors.settings import ConAff
 
 Features = NDArray[np.float32]
 Matrix = NDArray[np.float64]
+
+LONG_TAIL = [174, 135, 104, 80, 62, 48, 37, 29, 22, 17]  # images of the digits in a random order
 
 
 def unit(features: NDArray[np.floating]) -> Features:
@@ -52,20 +56,22 @@ def slow_matrix(affinity: list[list[float]], regularization: float) -> Matrix:
     return np.array([[weights[i][j] / (degrees[i] * degrees[j]) ** 0.5 for j in everyone] for i in everyone])
 
 
-def nodes_of(features: Features, how: ConAff, entries: int | None = None) -> csr_matrix:
+def nodes_of(features: Features, how: ConAff, entries: int | None = None, *, reciprocal: bool = False) -> csr_matrix:
     """H in the order of the samples."""
-    nodes, order = conaff_nodes(features, how, entries=entries)
+    nodes, order = conaff_nodes(features, how, entries=entries, reciprocal=reciprocal)
     back = np.argsort(order)
     return nodes[back][:, back]
 
 
 @pytest.mark.parametrize("regularization", [0.0, 0.1, 2.0])
-@pytest.mark.parametrize("counts", [(4, 1), (5, 2), (8, 3)])
-def test_the_affinity_is_that_of_loops_over_the_equations(counts: tuple[int, int], regularization: float) -> None:
+@pytest.mark.parametrize("how", [ConAff(4, 1), ConAff(5, 2), ConAff(8, 3), ConAff(8, 4, alpha=0, layers=1)])
+@pytest.mark.parametrize("reciprocal", [False, True])
+def test_the_affinity_is_that_of_loops_over_the_equations(how: ConAff, regularization: float, reciprocal: bool) -> None:
     features, _ = groups([12, 9, 5], 0.4)
-    how = ConAff(*counts)
-    slow = slow_affinity(features.tolist(), *counts, how.alpha, how.layers, how.symmetrize, how.normalize)
-    with Affinity(nodes_of(features, how), regularization) as affinity:
+    slow = slow_affinity(
+        features.tolist(), how.k1, how.k2, how.alpha, how.layers, how.symmetrize, how.normalize, reciprocal
+    )
+    with Affinity(nodes_of(features, how, reciprocal=reciprocal), regularization) as affinity:
         found = affinity @ np.eye(len(features))
     np.testing.assert_allclose(found, slow_matrix(slow, regularization), rtol=0, atol=1e-6)
 
@@ -139,7 +145,55 @@ def test_digits_are_clustered_better_than_by_k_means() -> None:
     assert Agreement(digits.target, found.assignments).accuracy > 0.87  # k-means: 0.79
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@pytest.mark.parametrize("draw", range(3))
+def test_small_groups_among_large_ones_are_found_better_than_by_k_means(draw: int) -> None:
+    digits = load_digits()
+    random = np.random.default_rng(draw)
+    order = random.permutation(np.arange(10))
+    kept = np.concatenate(
+        [
+            random.permutation(np.flatnonzero(digits.target == digit))[:size]
+            for digit, size in zip(order, LONG_TAIL, strict=True)
+        ]
+    )
+    features, labels = digits.data[kept], digits.target[kept]
+    by_graph = Agreement(labels, graph_clusters(features, 10).assignments)
+    by_kmeans = Agreement(labels, kmeans(unit(features), 10, seed=0, n_init=20).assignments)
+    assert by_graph.accuracy > by_kmeans.accuracy + 0.03
+
+
+@pytest.mark.parametrize("compact_first", [False, True])
+def test_of_two_results_the_one_with_compact_clusters_is_returned(
+    compact_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, labels = groups([40, 30, 20])
+    split = np.where(labels == 0, np.arange(90) % 2, 2)  # one group in two, the others joined
+    results = [labels, split] if compact_first else [split, labels]
+    starts: list[bool] = []
+
+    def found(rows: Features, clusters: int, *, start: Matrix | None = None, **_: object) -> Result:
+        starts.append(start is not None)
+        return Result(np.zeros((clusters, rows.shape[1]), np.float32), results[len(starts) - 1], 0.0)
+
+    monkeypatch.setattr(module, "kmeans", found)
+    assert same(graph_clusters(features, 3, start=labels).assignments, labels)
+    assert starts == [False, True]
+
+
+def test_clusters_to_start_from_may_lack_some() -> None:
+    features, labels = groups([40, 30, 20])
+    assert same(graph_clusters(features, 3, start=np.zeros(90, dtype=np.int64)).assignments, labels)
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 10, 100])
+@pytest.mark.parametrize("count", [1, 2, 20, 744, 60_000])
+def test_neighborhoods_hold_no_more_than_the_smallest_expected_group(count: int, clusters: int) -> None:
+    k1, k2 = graph_neighbors(count, clusters)
+    assert 1 <= k2 <= k1 <= min(count, 10)
+    assert k1 <= max(count / (4 * clusters), 5)
+
+
+@settings(derandomize=True, deadline=None, max_examples=10)
 @given(seed=st.integers(0, 10_000), power=st.integers(-20, 20), clusters=st.integers(1, 4))
 def test_order_and_scale_of_the_samples_do_not_matter(seed: int, power: int, clusters: int) -> None:
     features, _ = groups([40, 30, 20, 10], seed=seed)
@@ -234,6 +288,9 @@ def test_the_observer_is_notified_of_every_sample_twice() -> None:
         (np.eye(5), {"clusters": 2, "k1": 3, "k2": 4}, r"^k2 = 4 .*k1 \(3\)$"),
         (np.eye(5), {"clusters": 2, "regularization": -0.1}, "^regularization = -0.1 "),
         (np.eye(5), {"clusters": 2, "regularization": np.nan}, "^regularization = nan "),
+        (np.eye(5), {"clusters": 2, "start": np.zeros(4, int)}, "^start must be 5 clusters from 0 to 1$"),
+        (np.eye(5), {"clusters": 2, "start": np.arange(5)}, "^start must be 5 clusters from 0 to 1$"),
+        (np.eye(5), {"clusters": 2, "start": -np.ones(5, int)}, "^start must be 5 clusters from 0 to 1$"),
         (np.diag([1, np.nan, 1]), {"clusters": 2}, "^features .* sample 1 "),
         (np.diag([1, 1, np.inf]), {"clusters": 2}, "^features .* sample 2 "),
         (np.ones(5), {"clusters": 2}, r"^features .* got \(5,\)"),

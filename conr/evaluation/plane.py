@@ -68,7 +68,8 @@ def nearest_images(
     total, count = len(embeddings), min(count, len(embeddings) - 1)
     if neighbors is None:
         vectors = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32))
-        found = [(part @ vectors.T).topk(count + 1).indices for part in torch.split(vectors, ROWS)]
+        parts = [vectors[first : first + ROWS] for first in range(0, total, ROWS)]
+        found = [(part @ vectors.T).topk(count + 1).indices for part in parts]
         neighbors = torch.cat(found).numpy()
     elif neighbors.ndim != 2 or len(neighbors) != total or neighbors.shape[1] <= count:
         raise ValueError(f"neighbors is {neighbors.shape}, not ({total}, {count + 1} or more)")

@@ -24,6 +24,7 @@ KMEANS_SAMPLES = 2_000  # of them, what those on k-means see
 BELOW = {"merge weight": 0.07}  # the largest K below this threshold is chosen
 FROM = {"prediction strength": 0.8}  # the largest K from this threshold on is chosen: the source's own rule
 DECISIVE, CLEAR_FROM = "eigenvalue ratio", 1.2
+TWO_FROM = 2.0  # times the next best eigenvalue ratio: from there on K = 2 is chosen
 
 Curve = NDArray[np.float64]
 
@@ -120,15 +121,18 @@ def propose_clusters(
 
 
 def _choice(criterion: str, curve: Curve, candidates: tuple[int, ...]) -> int | None:
-    """The candidate of the highest value or, for a criterion with a threshold, the largest on its right side."""
-    defined = np.isfinite(curve)
+    """The candidate that a criterion speaks for: see `propose_clusters`."""
+    numbers, defined = np.array(candidates), np.isfinite(curve)
     if criterion in BELOW:
         passed = defined & (curve < BELOW[criterion])
     elif criterion in FROM:
         passed = defined & (curve >= FROM[criterion])
     else:
-        return candidates[int(np.nanargmax(curve))] if defined.any() else None
-    return candidates[int(np.flatnonzero(passed)[-1])] if passed.any() else None
+        values = np.where(defined, curve, -np.inf)
+        if criterion == DECISIVE:
+            values[numbers == 2] /= TWO_FROM
+        passed = defined & (values == values.max())
+    return int(numbers[passed].max()) if passed.any() else None
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Proposing K: what each criterion measures, against slow loops, and what is proposed for clear and unclear data."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from conr.clustering.criteria import (
     pairs_together,
     reciprocal_links,
 )
+from conr.neighbors.graph import conaff_nodes
+from conr.neighbors.settings import ConAff
 from conr.observer import Observer
 
 Features = NDArray[np.float32]
@@ -83,12 +86,16 @@ def test_the_eigenvalue_ratio_compares_the_distances_from_one() -> None:
     assert ratios == pytest.approx([np.nan, 2, 3, np.nan], nan_ok=True)
 
 
-def test_eigenvalues_are_those_of_the_dense_affinity() -> None:
+def test_eigenvalues_are_those_of_the_dense_regularized_affinity() -> None:
     features = groups(3, 20, spread=0.4)
-    few, all_of_them = graph_eigenvalues(features, 5, 0), graph_eigenvalues(features, 60, 0)
-    assert few == pytest.approx(all_of_them[:5], abs=1e-3)
-    assert all_of_them[0] == pytest.approx(1)
-    assert (np.diff(all_of_them) <= 0).all()
+    nodes = conaff_nodes(features, ConAff(k1=30, k2=6))[0].toarray().astype(np.float64)
+    affinity = nodes @ nodes.T
+    np.fill_diagonal(affinity, 0)
+    affinity += 0.1 * affinity.sum(1).mean() / len(affinity)
+    scale = 1 / np.sqrt(affinity.sum(1))
+    expected = np.linalg.eigvalsh(scale[:, None] * affinity * scale)[::-1]
+    assert graph_eigenvalues(features, 5, 0) == pytest.approx(expected[:5], abs=1e-5)
+    assert len(graph_eigenvalues(features[:7], 41, 0)) == 7
 
 
 @pytest.mark.parametrize("count", [2, 3, 6, 11])
@@ -205,8 +212,6 @@ def test_a_damaged_proposal_is_refused(change: dict[str, Any]) -> None:
         "criterion": "silhouette",
         "clear": True,
     }
-    import json
-
     Proposal.model_validate_json(json.dumps(whole))
     with pytest.raises(ValidationError):
         Proposal.model_validate_json(json.dumps(whole | change))

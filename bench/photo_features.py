@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,16 @@ def train(folder: Path, seed: int) -> Mapping[str, dict[str, float]]:
 
 def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What a call returns and takes: seconds on the clock and of the processor, MB on top of what the process has."""
+    forget_peak()
     before, turns = memory("VmRSS"), Turns()
     found = turns.measure(call)
     return found, {"wall": turns.wall[0], "processor": turns.processor[0], "memory": max(memory("VmHWM") - before, 0.0)}
+
+
+def forget_peak() -> None:
+    """Have VmHWM start from now, where the system can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(name: str) -> float:

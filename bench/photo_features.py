@@ -6,7 +6,9 @@
 - BYOL and ConNR: from scratch, by seed, with the preset digits, before and after ConNR.
 """
 
+import ctypes
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,9 +92,17 @@ def train(folder: Path, seed: int) -> Mapping[str, dict[str, float]]:
 
 def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What a call returns and takes: seconds on the clock and of the processor, MB on top of what the process has."""
+    forget_memory()
     before, turns = memory("VmRSS"), Turns()
     found = turns.measure(call)
     return found, {"wall": turns.wall[0], "processor": turns.processor[0], "memory": max(memory("VmHWM") - before, 0.0)}
+
+
+def forget_memory() -> None:
+    """Give back to the system what earlier calls have freed, and have VmHWM start from now, where that can be done."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(name: str) -> float:

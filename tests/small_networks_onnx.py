@@ -39,7 +39,7 @@ def write_network(
         metadata: of the file.
         changes: arguments of `onnx.save`.
     """
-    number = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}.get(kind, np.float32)
+    number = np.float16 if kind == TensorProto.FLOAT16 else np.float32
     filters = np.zeros((CHANNELS, channels, 1, 1), number)
     filters[:, :3, 0, 0] = weights()
     shape = [batch, channels, size, size] if layout == "nchw" else [batch, size, size, channels]

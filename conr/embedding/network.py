@@ -18,11 +18,11 @@ from conr.models.backbones import KEY, Preprocessing, external_files, read_card
 
 CARD = "preprocessing"  # the key of a file's metadata under which its card may be, as JSON
 DEFAULT_SIZE = 224  # of a network that says nothing
+OUTPUT_KINDS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
 LARGEST = 2**31 - 2**24  # bytes that one ONNX file can hold, less some room
-KINDS: dict[int, type[np.generic]] = {
+KINDS: dict[int, type[np.generic]] = {  # of inputs
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
-    TensorProto.DOUBLE: np.float64,
     TensorProto.UINT8: np.uint8,
 }
 
@@ -107,7 +107,7 @@ def open_network(path: Path, output: str | None = None, name: str | None = None)
     kind = inputs[0].type.tensor_type.elem_type
     if kind not in KINDS:
         what = TensorProto.DataType.Name(kind).lower()
-        raise UserError(f"{name} takes {what}; it must take images as float32, float16, float64 or uint8")
+        raise UserError(f"{name} takes {what}; it must take images as float32, float16 or uint8")
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in inputs[0].type.tensor_type.shape.dim]
     card = _card(path, model, name) or _assumed_card(dims, kind, name)
     _check_shape(dims, card, name)
@@ -144,7 +144,7 @@ def _choose_output(model: onnx.ModelProto, output: str | None, name: str) -> str
         declared = next((value for value in known if value.name == chosen), None)
     if declared is None:
         declared = onnx.ValueInfoProto(name=chosen)
-    elif (kind := declared.type.tensor_type.elem_type) not in set(KINDS) - {TensorProto.UINT8}:
+    elif (kind := declared.type.tensor_type.elem_type) not in OUTPUT_KINDS:
         what = TensorProto.DataType.Name(kind).lower()
         raise UserError(f"{name}: output {chosen} is {what}, not float; its outputs are {', '.join(listed)}")
     kept = onnx.ValueInfoProto()

@@ -16,7 +16,7 @@ from conr.files import ArrayWriter, atomic_file
 
 ROWS = 4096  # features that are read at a time
 EQUAL = 1e-6  # share of the features' mean length below which deviations from the mean are rounding errors
-RANK = 1e-10  # share of the largest eigenvalue below which a component holds nothing
+RANK = 1e-6  # share of the largest eigenvalue below which one is a rounding error of float32 products
 
 
 @dataclass(frozen=True)

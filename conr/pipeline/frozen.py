@@ -8,17 +8,14 @@ import numpy as np
 from conr.data.store import Store
 from conr.embedding.appending import append_projection
 from conr.embedding.frozen import write_frozen_encoder
-from conr.embedding.projection import fit_projection
+from conr.embedding.projection import fit_projection, write_projected
 from conr.embedding.session import Properties, embed, open_session
-from conr.files import ArrayWriter, atomic_file
 from conr.models.backbones import identity, parse_backbone
 from conr.observer import Observer
 from conr.parameters import PretrainStage
 from conr.pipeline.records import write_record
 from conr.pipeline.workspace import Workspace
 from conr.training.cached_views import write_views
-
-ROWS = 4096  # features that are projected at a time
 
 
 def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, observer: Observer) -> None:
@@ -42,11 +39,7 @@ def embed_frozen(workspace: Workspace, parameters: PretrainStage, store: Store, 
         features = np.load(raw, mmap_mode="r")
         projection = fit_projection(features, parameters.network.dimension, slice(manifest.train_count))
         append_projection(encoder, projection, files.encoder, properties)
-        with atomic_file(files.features) as temporary, temporary.open("wb") as file:
-            writer = ArrayWriter(file, (projection.components.shape[1],), np.float32)
-            for first in range(0, len(features), ROWS):
-                writer.append(projection.apply(np.array(features[first : first + ROWS])))
-            writer.close()
+        write_projected(features, projection, files.features)
     for path in (files.weights, files.log, files.views):  # of a training before, or of another number of views
         path.unlink(missing_ok=True)
     made, settings = [files.encoder, files.features], parameters.pretrain

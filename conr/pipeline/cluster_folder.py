@@ -32,7 +32,7 @@ SIZES = (32, 48, 64, 96, 128, 160, 192, 224)  # of the packed images: no larger 
 START_UP, EVALUATION, EVALUATION_OF_IMAGE = 4.0, 10.0, 1e-3  # seconds
 TIMED = 8  # images
 SAMPLE = 24  # images that are read to see how large they are and how long reading takes
-REFINEMENT = {"pretrain.cached_views": 4, "finetune.epochs": 50}
+REFINEMENT = {"pretrain.cached_views": 4, "finetune.epochs": 12, "finetune.batch_size": 512, "k": 20}
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,18 @@ filter, and views of an image and of its neighbor agree. Loss and teacher are TE
 """
 
 import copy
-import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from conr.errors import UserError, one_line
+from conr.errors import UserError
 from conr.evaluation.scores import cluster_sizes, feature_std, size_entropy
-from conr.files import atomic_file
 from conr.losses.distillation import distillation_loss
+from conr.models.cluster_heads import Head, HeadSpec
 from conr.neighbors.graph import conaff_graph
 from conr.neighbors.settings import ConAff
 from conr.observer import SILENT, Observer
@@ -33,24 +27,6 @@ from conr.training.schedules import learning_rate
 STEPS = 50  # of an epoch: pairs are drawn at random, so its length does not depend on the number of samples
 PRIOR_MOMENTUM = 0.9  # of the moving average of the teacher's cluster sizes
 STATEFUL = ("student", "teacher", "optimizer")  # parts of a training
-
-
-class HeadSpec(BaseModel):
-    """What a head is built from.
-
-    Attributes:
-        inputs: length of the features, D.
-        clusters: K.
-        heads: L.
-        temperature: of their softmax, on cosines.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    inputs: int = Field(ge=1)
-    clusters: int = Field(ge=2)
-    heads: int = Field(default=16, ge=1)
-    temperature: float = Field(default=0.1, gt=0)
 
 
 @dataclass(frozen=True)
@@ -77,33 +53,6 @@ class HeadSettings:
     beta: float = 0.6
     momentum: float = 0.99
     seed: int = 0
-
-
-class Head(nn.Module):
-    """L linear cluster heads. What is clustered is their probabilities' square roots, side by side.
-
-    Each head's square roots have unit length, and the inner product of two samples is the mean over the heads of the
-    Bhattacharyya coefficient: 1 where all heads put them into the same clusters, 0 where none does.
-
-    Args:
-        spec: what it is built from.
-        generator: of the initial weights, random directions; None if they are overwritten anyway.
-    """
-
-    def __init__(self, spec: HeadSpec, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = nn.Parameter(torch.randn(spec.heads, spec.inputs, spec.clusters, generator=generator))
-
-    def probabilities(self, features: Tensor) -> Tensor:
-        """Cluster probabilities of (B, D) unit vectors by each head, (B, L, K)."""
-        prototypes = F.normalize(self.weight, dim=1).permute(1, 0, 2).flatten(1)
-        cosines = (features @ prototypes).view(-1, self.spec.heads, self.spec.clusters)
-        return F.softmax(cosines / self.spec.temperature, dim=2)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (B, D) unit vectors to (B, L · K) unit vectors."""
-        return self.probabilities(features).sqrt().flatten(1) / math.sqrt(self.spec.heads)
 
 
 def refine_heads(
@@ -227,25 +176,3 @@ def _examine(head: Head, features: Tensor) -> Row:
     sizes = -np.sort(-cluster_sizes(assignments, head.spec.clusters))
     text = " ".join(map(str, sizes))
     return {"cluster_sizes": text, "size_entropy": size_entropy(sizes), "feature_std": feature_std(head(features))}
-
-
-def save_head(path: Path, head: Head) -> None:
-    """Write a head as .safetensors, with its spec."""
-    metadata = {"conr": head.spec.model_dump_json()}
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save({"weight": head.weight.detach()}, metadata=metadata))
-
-
-def load_head(path: Path) -> Head:
-    """Rebuild the head that `save_head` wrote.
-
-    Raises:
-        UserError: the file is missing, damaged or not one of ours.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            head = Head(HeadSpec.model_validate_json(file.metadata()["conr"]))
-            head.load_state_dict({"weight": file.get_tensor("weight")})
-    except (OSError, SafetensorError, ValidationError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} is missing or no whole file of heads ({one_line(error)}); train them again") from error
-    return head.requires_grad_(False)

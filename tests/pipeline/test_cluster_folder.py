@@ -67,7 +67,7 @@ def test_the_plan_fits_the_images_and_writes_nothing(photos: Path, backbone: str
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("refine", "epochs", "views"), [(False, 0, 0), (True, 50, 4)])
+@pytest.mark.parametrize(("refine", "epochs", "views"), [(False, 0, 0), (True, 12, 4)])
 def test_heads_are_trained_only_on_request(
     photos: Path, backbone: str, tmp_path: Path, refine: bool, epochs: int, views: int
 ) -> None:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from conr.clustering.kmeans import kmeans
 from conr.errors import UserError
+from conr.models.cluster_heads import Head, HeadSpec, load_head, save_head
 from conr.neighbors.settings import ConAff
 from conr.observer import Observer
-from conr.refinement.heads import Head, HeadSettings, HeadSpec, load_head, refine_heads, save_head
+from conr.refinement.heads import HeadSettings, refine_heads
 from conr.training.checkpoints import Checkpoint
 
 GROUPS, SIZE, DIMENSION = 4, 40, 16

@@ -27,8 +27,8 @@ MERGES = 5  # times that a data set is divided into mini-clusters; the median co
 SPLITS = 2  # into random halves
 K1, K2, REGULARIZATION = 30, 6, 0.1  # of the ConAff graph
 TINY = 1e-9  # distances from 1 that are rounding errors
-MAX_ITER = 30  # of a k-means
-N_INIT = 3
+MAX_ITER = 15  # of a k-means
+N_INIT = 5
 
 
 def graph_eigenvalues(features: Features, number: int, seed: int) -> Curve:

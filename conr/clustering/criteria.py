@@ -25,14 +25,17 @@ PER_MINI_CLUSTER = 20  # samples of a mini-cluster, on average
 MOST_MINI_CLUSTERS = 300
 MERGES = 5  # times that a data set is divided into mini-clusters; the median counts
 SPLITS = 2  # into random halves
-K1, K2, REGULARIZATION = 30, 6, 0.1  # of the ConAff graph
+REGULARIZATION = 0.1  # of the ConAff graph
 TINY = 1e-9  # distances from 1 that are rounding errors
-MAX_ITER = 30  # of a k-means
-N_INIT = 3
+MAX_ITER = 15  # of a k-means
+N_INIT = 5
 
 
 def graph_eigenvalues(features: Features, number: int, seed: int) -> Curve:
     """The largest eigenvalues of the regularized affinity of the ConAff graph, descending; at most N.
+
+    The graph is coarser than that of `graph_clusters`: parts of a group shall not look like groups. k1 is 30, below 480
+    samples N / 16, but at least 5; k2 is a fifth of it, at least 2. The others of `ConAff` are its defaults.
 
     Args:
         features: (N, D) unit vectors.
@@ -40,7 +43,8 @@ def graph_eigenvalues(features: Features, number: int, seed: int) -> Curve:
         seed: of the vector that Lanczos' iterations start from.
     """
     count = len(features)
-    nodes, _ = conaff_nodes(features, ConAff(min(K1, count), min(K2, count)))
+    k1 = min(max(count // 16, 5), 30, count)
+    nodes, _ = conaff_nodes(features, ConAff(k1, min(max(k1 // 5, 2), k1)))
     with Affinity(normalize(nodes), REGULARIZATION) as affinity:
         return leading_eigenvectors(affinity, min(number, count), seed)[0]
 

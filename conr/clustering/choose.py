@@ -113,9 +113,9 @@ def propose_clusters(
             curves[name] = tuple(float(value) if np.isfinite(value) else None for value in values)
             choices[name] = _choice(name, values, possible)
             observer.step_done(note=name)
-    chosen = choices[DECISIVE]
+    decided = choices[DECISIVE]
     return Proposal(
-        clusters=possible[0] if chosen is None else chosen,
+        clusters=possible[0] if decided is None else decided,
         candidates=possible,
         curves=curves,
         choices=choices,

@@ -117,9 +117,12 @@ def _results(
     """
     chosen, first = parameters.evaluate.method, parameters.all_seeds[0]
 
+    by_kmeans: dict[str, Evaluation] = {}
+
     def found(embeddings: NDArray[np.float32], seed: int, method: str, what: str) -> Evaluation:
         known = neighbors if what == f"seed {first}" else None
-        evaluation = evaluate_store(embeddings, store, parameters, seed, method, known)
+        evaluation = evaluate_store(embeddings, store, parameters, seed, method, known, by_kmeans.get(what))
+        by_kmeans.setdefault(what, evaluation)
         observer.step_done(note=f"{what}: {TITLES[method]}, scores")
         return evaluation
 

@@ -120,7 +120,7 @@ def propose_clusters(
         curves=curves,
         choices=choices,
         criterion=DECISIVE,
-        clear=chosen is not None and (curves[DECISIVE][possible.index(chosen)] or 0) >= CLEAR_FROM,
+        clear=decided is not None and (curves[DECISIVE][possible.index(decided)] or 0) >= CLEAR_FROM,
     )
 
 

@@ -51,11 +51,11 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
         UserError: store or embeddings are missing, damaged, or of other seeds.
     """
     parameters, store = settled(workspace, EvaluateStage.of(parameters)), open_store(workspace.store)
-    check_data(parameters, store.manifest)
     first, *_ = seeds = parameters.all_seeds
+    refined = workspace.finetuned(first).weights.exists()
+    check_data(parameters, store.manifest, refined)
     record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
-    refined = workspace.finetuned(first).weights.exists()
     with observer.task("evaluate", TASKS + len(TITLES) * (refined + len(seeds))):
         before, after = _embeddings(workspace, None, store), _embeddings(workspace, first, store)
         neighbors = nearest_images(after, NEIGHBORS) if NEIGHBORS < len(after) <= MOST_COMPARED else None

@@ -52,7 +52,7 @@ def finetune(workspace: Workspace, parameters: FinetuneStage, observer: Observer
     # Removed after the last seed: DVC deletes the weights of the first seed when the stage is run again for the second.
     checkpoints: list[Checkpoint] = []
     logs: dict[int, list[Row]] = {seed: [] for seed in parameters.all_seeds}
-    made = [workspace.proposal] if isinstance(asked.clusters, str) else []
+    made = [workspace.proposal] if workspace.proposal.exists() else []
     with ExitStack() as held:
         for seed in logs if parameters.finetune.epochs else ():
             own = parameters.model_copy(update={"seed": seed, "seeds": []})

@@ -87,7 +87,7 @@ def tables(rows: Sequence[Row]) -> str:
             text.append(line(part, features, len(own), *(f"{near(own, name):.0%}" for name in names_of(grouped))))
     text += ["", "Proposals:", "", head("part", "features", "set", "classes", "K", "clear", "other criteria")]
     for row in rows:
-        others = ", ".join(f"{name} {choice or '–'}" for name, choice in row["choices"].items())
+        others = ", ".join(f"{name} {row['choices'][name] or '–'}" for name in names_of([row])[1:])
         text.append(line(*key_of(row), row["classes"], row["clusters"], "yes" if row["clear"] else "no", others))
     return "\n".join(text) + "\n"
 

@@ -95,7 +95,8 @@ def _arranged(sample: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float3
     groups = np.unique(groups, return_index=True)[1].argsort().argsort()[groups]  # numbered as they appear
     different = sample[np.unique(groups, return_index=True)[1]]
     if count < 10:
-        plane = PCA(2).fit_transform(different)
+        plane = PCA(min(2, *different.shape)).fit_transform(different)
+        plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
     else:
         perplexity = min(30, (count - 1) / 3)
         plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(different)

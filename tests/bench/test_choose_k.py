@@ -97,4 +97,4 @@ def test_the_tables_count_what_is_right_and_what_is_near() -> None:
     assert found[2] == "| validation | gap | 3 | 33% | 67% | 1.00 |"
     assert found[3] == "| validation | links | 3 | 0% | 33% | 1.05 |"
     assert "| validation | pixels | 3 | 67% | 33% |" in found
-    assert "| validation | pixels | 2 | 10 | 12 | yes | gap 12, links – |" in found
+    assert "| validation | pixels | 2 | 10 | 12 | yes | links – |" in found

@@ -1,6 +1,6 @@
 """Clusters of the ConAff graph: time and memory by the number of samples, the index, and the entries of a row.
 
-    make bench-graph                                             # about three minutes on two CPU cores
+    make bench-graph
     make bench-graph ARGS='--sizes 200000 500000'
     python bench/graph.py --features FILE.npy --labels FILE.npy  # instead of digits' pixels
 

@@ -15,7 +15,7 @@ from conr.neighbors.settings import ConAff, check_count
 from conr.observer import SILENT, Observer
 
 ENTRIES = 64  # of a row of nodes
-APPROXIMATE_FROM = 100_000  # samples whose neighbors are not searched among all
+APPROXIMATE_FROM = 30_000  # samples whose neighbors are not searched among all
 MORE = 5  # eigenvalues beyond the number of clusters: gaps show how many there could be
 INITIALIZATIONS = 20  # of k-means on the eigenvectors
 STARTS = 10  # initializations of k-means on the features
@@ -69,7 +69,7 @@ def graph_clusters(
     Where some groups are as easily split as others are joined, the two results differ. The one with the larger
     simplified silhouette in the feature space (Hruschka, de Castro, Campello, ICDM 2004) is returned.
 
-    Time and memory grow linearly with N; up to 100,000 samples all pairs are compared to find the nearest neighbors,
+    Time and memory grow linearly with N; up to 30,000 samples all pairs are compared to find the nearest neighbors,
     beyond that an approximate index is searched.
 
     Args:

@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 BENCH_READY := $(ENVIRONMENT)/.bench_ready
 INSTALL := $(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-SPEED := training-step neighborhood clustering graph extraction prepare startup estimate
+SPEED := training-step neighborhood clustering graph extraction prepare startup estimate page
 TABLES := digits frameworks long-tail
 BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
@@ -38,6 +38,7 @@ bench-extraction:  ## ONNX in float32 and int8 against PyTorch
 bench-prepare:  ## Packing images against torchvision's ImageFolder
 bench-startup:  ## conr --help, and a dvc repro with nothing to do
 bench-estimate:  ## conr estimate against what a training takes
+bench-page:  ## The report's page of 60,000 images: to make it, and to open it in a browser
 bench-digits:  ## Table of the README: digits, five seeds
 bench-frameworks:  ## Table of docs/experiments.md: ConNR on other self-supervised frameworks, digits, five seeds
 bench-long-tail:  ## Table of docs/experiments.md: long-tailed digits, five seeds

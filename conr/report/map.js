@@ -78,7 +78,7 @@ function hover(point) {
 function light() {
   const query = $("find").value.trim().toLowerCase();
   const only = pointed !== null ? new Set([pointed]) : chosen;
-  const named = new Set(query ? data.clusters.map((cluster) => cluster.number).filter((cluster) => isCalled(cluster, query)) : []);
+  const named = new Set(query ? data.clusters.map(({ number }) => number).filter((each) => isCalled(each, query)) : []);
   const number = /^(?:cluster\s*)?\d+$/.test(query) && named.size > 0; // then file names do not count
   look.lit = only.size || query ? new Uint8Array(count) : null;
   look.shownClusters = only.size ? only : null;
@@ -92,7 +92,8 @@ function light() {
     shown++;
   }
   if (pointed === null) {
-    $("map-shown").textContent = `${look.lit ? `${shown.toLocaleString("en")} of ` : ""}${count.toLocaleString("en")} images`;
+    const all = `${count.toLocaleString("en")} images`;
+    $("map-shown").textContent = look.lit ? `${shown.toLocaleString("en")} of ${all}` : all;
     $("map-all").hidden = !look.lit;
   }
   redraw();
@@ -133,7 +134,7 @@ function pointAt(cluster) {
 
 function fillLegend() {
   for (const cluster of data.clusters) {
-    const button = document.createElement("button"), dot = document.createElement("i"), size = document.createElement("small");
+    const [button, dot, size] = ["button", "i", "small"].map((tag) => document.createElement(tag));
     button.type = "button";
     button.dataset.cluster = cluster.number;
     button.setAttribute("aria-pressed", "false");
@@ -144,7 +145,8 @@ function fillLegend() {
     button.addEventListener("pointerleave", () => pointAt(null));
     button.addEventListener("click", () => {
       pointed = null;
-      choose(chosen.has(cluster.number) ? [...chosen].filter((other) => other !== cluster.number) : [...chosen, cluster.number]);
+      const others = [...chosen].filter((other) => other !== cluster.number);
+      choose(chosen.has(cluster.number) ? others : [...others, cluster.number]);
     });
     $("legend").append(button);
   }
@@ -201,7 +203,7 @@ base.addEventListener("pointerleave", () => hover(-1));
 base.addEventListener("dblclick", (event) => zoomAt(2, ...place(event)));
 
 // The wheel zooms, but does not stop a page that is being scrolled over the map.
-let scrolled = 0;
+let scrolled = -Infinity; // when it last did
 document.addEventListener("wheel", (event) => {
   const onMap = event.target === base, out = event.deltaY > 0 && view.scale <= view.fit;
   if (!onMap || out || (event.timeStamp - scrolled < 400 && !event.ctrlKey)) {
@@ -265,5 +267,6 @@ $("panel-open").addEventListener("click", () => visit(look.selected));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readTheme(); redraw(); });
 readTheme();
 fillLegend();
+resize();
 light();
 new ResizeObserver(resize).observe(stage);

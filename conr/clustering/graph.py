@@ -134,6 +134,7 @@ def graph_neighbors(count: int, clusters: int) -> tuple[int, int]:
     most two thirds of that; only below 30 samples a cluster it is more, as fewer than 5 neighbors do not hold a group
     together. Above 10, results on digits and CIFAR-10 get no better and the time grows; k2 from 2 to 5 are as good.
 
+    >>> from conr.clustering.graph import graph_neighbors
     >>> graph_neighbors(1797, 10), graph_neighbors(60_000, 10), graph_neighbors(400, 10)
     ((10, 3), (10, 3), (7, 2))
     """

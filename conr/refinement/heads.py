@@ -91,9 +91,8 @@ def refine_heads(
         raise ValueError(f"views must have shape (V, {count}, {inputs}), got {views.shape}")
     neighbors = conaff_graph(features, min(settings.neighbors + 1, count), neighborhood, observer=observer)
     clean, partners = torch.from_numpy(features), torch.from_numpy(neighbors[:, 1:])
-    inputs_of_views = clean.unsqueeze(0) if views is None else torch.from_numpy(views)
     spec = HeadSpec(inputs=inputs, clusters=clusters, heads=settings.heads, temperature=settings.temperature)
-    training = _Training(spec, settings)
+    training, inputs_of_views = _Training(spec, settings), clean[None] if views is None else torch.from_numpy(views)
     history = training.resume(checkpoint)
     with observer.task("heads", settings.epochs * STEPS, done=len(history) * STEPS):
         for epoch in range(len(history), settings.epochs):

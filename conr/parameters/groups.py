@@ -115,7 +115,7 @@ class Network(Group):
     )
     encoder: Literal["trained", "frozen"] = Field(
         default="trained",
-        description="With weights:PATH: whether training changes the weights or they stay as they are",
+        description="With weights:PATH: whether training changes the encoder, or it stays as it is",
     )
     architecture: Literal["resnet18", "resnet34"] = Field(default="resnet18", description="Encoder (torchvision)")
     width: int = Field(default=64, ge=4, le=8192, description="Channels of the encoder's first stage; 64 in the paper")
@@ -150,9 +150,7 @@ class Network(Group):
     @model_validator(mode="after")
     def _only_weights_can_be_frozen(self) -> Self:
         if self.encoder == "frozen" and not self.is_frozen:
-            raise contradiction(
-                "network.encoder = frozen needs weights to keep: set network.backbone, or encoder: trained"
-            )
+            raise contradiction("network.encoder = frozen needs weights to keep: set network.backbone, or trained")
         return self
 
 

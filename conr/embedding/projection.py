@@ -16,6 +16,7 @@ from conr.files import ArrayWriter, atomic_file
 
 ROWS = 4096  # features that are read at a time
 EQUAL = 1e-6  # share of the features' mean length below which deviations from the mean are rounding errors
+FEWEST = 2  # components
 RANK = 1e-6  # share of the largest eigenvalue below which one is a rounding error of float32 products
 
 
@@ -50,8 +51,9 @@ def fit_projection(features: NDArray[np.float32], dimension: int, training: slic
     dimensions the one that keeps most of the cosines between images. A component's largest entry is positive.
 
     Args:
-        features: (N, F) float32, memory-mapped or not; read in blocks, twice.
-        dimension: the most components; there are fewer of fewer features or images, or of features of lower rank.
+        features: (N, F) float32, memory-mapped or not; read in blocks.
+        dimension: the most components; there are fewer of fewer features or images, or of features of lower rank, but
+            two if there are two features: what is drawn needs a plane.
         training: the rows that may be fitted to.
 
     Raises:
@@ -75,8 +77,8 @@ def fit_projection(features: NDArray[np.float32], dimension: int, training: slic
         directions = unit(block - mean)
         moments += directions.T @ directions
     values, vectors = np.linalg.eigh(moments)
-    kept = max(int((values > RANK * values[-1]).sum()), 1)
-    components = vectors[:, ::-1][:, : min(dimension, kept, max(len(rows) - 1, 1))]
+    kept = min(int((values > RANK * values[-1]).sum()), len(rows) - 1)
+    components = vectors[:, ::-1][:, : min(dimension, max(kept, FEWEST))]
     largest = np.abs(components).argmax(axis=0)
     components = components * np.where(components[largest, np.arange(components.shape[1])] < 0, -1.0, 1.0)
     return Projection(mean, np.ascontiguousarray(components, dtype=np.float32))

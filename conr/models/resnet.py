@@ -1,6 +1,7 @@
 """torchvision's ResNets without a classifier, of any width, with a stem for small images."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -60,11 +61,40 @@ class Encoder(nn.Module):
         return torch.flatten(self.avgpool(x), 1)
 
 
+class _Strided(nn.Conv2d):
+    """A convolution with a stride, which is 1 for maps of one pixel: that gives the same output.
+
+    In bfloat16, oneDNN 3 leaves parts of the weights' gradient unset for such maps and a stride of 2.
+
+    Args:
+        plain: the layer to replace; its weights are shared.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        with torch.device("meta"):  # draws no random numbers
+            super().__init__(
+                plain.in_channels,
+                plain.out_channels,
+                plain.kernel_size,  # type: ignore[arg-type]
+                plain.stride,  # type: ignore[arg-type]
+                plain.padding,  # type: ignore[arg-type]
+                bias=False,
+            )
+        self.weight = plain.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H', W')."""
+        stride = 1 if input.shape[2:] == (1, 1) else self.stride
+        return F.conv2d(input, self.weight, None, stride, self.padding)
+
+
 def _stage(block: type[BasicBlock | Bottleneck], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
     outputs = block.expansion * planes
-    shortcut = None
+    shortcut, strided = None, "conv1" if block is BasicBlock else "conv2"
     if stride != 1 or inputs != outputs:
         convolution = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
         shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
     first = block(inputs, planes, stride, shortcut)
+    if stride != 1:
+        setattr(first, strided, _Strided(getattr(first, strided)))
     return nn.Sequential(first, *(block(outputs, planes) for _ in range(blocks - 1)))

@@ -229,10 +229,11 @@ function fitView() {
 
 function resize() {
   const { width, height } = stage.getBoundingClientRect();
-  if (width === view.width && height === view.height) return;
+  const ratio = Math.min(window.devicePixelRatio || 1, 2);
+  if (width === view.width && height === view.height && ratio === view.ratio) return;
   const zoom = view.scale / view.fit, { x, y } = view;
   const first = view.width === 1;
-  Object.assign(view, { width, height, ratio: Math.min(window.devicePixelRatio || 1, 2) });
+  Object.assign(view, { width, height, ratio });
   for (const canvas of [base, overlay]) {
     canvas.width = Math.round(width * view.ratio);
     canvas.height = Math.round(height * view.ratio);

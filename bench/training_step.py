@@ -63,8 +63,9 @@ class Case:
             workspace.borrow(images, "artifacts/store")
             if stage == "finetune":
                 manifest = load_manifest(images.store)
-                model = model_spec(parameters, manifest).build(parameters.seed)
-                save_pretrained(workspace, model, parameters, manifest, [], parameters.pretrain.epochs)
+                spec = model_spec(parameters, manifest)
+                model = spec.build(parameters.seed)
+                save_pretrained(workspace, model, spec, parameters, manifest, [], parameters.pretrain.epochs)
             try:
                 run(stage, workspace, parameters, watch or Stopwatch(self))
             except EnoughStepsError as enough:

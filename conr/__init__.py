@@ -14,7 +14,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from conr.api import Result, cluster
+    from conr.clustering.choose import Proposal, propose_clusters
+    from conr.clustering.compactness import choose_method
+    from conr.clustering.graph import Clustering, graph_clusters
     from conr.clustering.kmeans import kmeans
+    from conr.clustering.votes import assign_by_neighbors
     from conr.errors import UserError
     from conr.evaluation.agreement import label_scores
     from conr.neighbors.conaff import conaff
@@ -27,19 +31,25 @@ if TYPE_CHECKING:
     from conr.training.weights import ModelSpec
 
 _HOMES = {
+    "Clustering": "clustering.graph",
     "ConAff": "neighbors.settings",
     "ModelSpec": "training.weights",
     "Observer": "observer",
     "Parameters": "parameters",
+    "Proposal": "clustering.choose",
     "Result": "api",
     "UserError": "errors",
     "Workspace": "pipeline.workspace",
+    "assign_by_neighbors": "clustering.votes",
+    "choose_method": "clustering.compactness",
     "cluster": "api",
     "conaff": "neighbors.conaff",
     "conaff_graph": "neighbors.graph",
+    "graph_clusters": "clustering.graph",
     "kmeans": "clustering.kmeans",
     "label_scores": "evaluation.agreement",
     "load_preset": "pipeline.presets",
+    "propose_clusters": "clustering.choose",
 }
 __all__ = list(_HOMES)
 

@@ -12,7 +12,6 @@ from conr.data.folders import images_below
 from conr.data.items import Source, arranged
 from conr.data.sources import array_source
 from conr.errors import UserError
-from conr.evaluation.assignment import assign
 from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
 from conr.pipeline.assign import embed_items, open_encoder
@@ -25,8 +24,6 @@ from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import Workspace
 
 Images = str | Path | NDArray[np.uint8]
-
-LARGEST_SIDE = 96  # pixels that larger images are reduced to where no parameters say otherwise
 
 
 @dataclass(frozen=True)
@@ -68,26 +65,30 @@ class Result:
         items = _source(images, None, encoder.image_size, encoder.fit).items
         embeddings, reasons = embed_items(encoder, items)
         clusters = np.full(len(items), -1)
-        clusters[[not reason for reason in reasons]] = assign(embeddings, encoder.centroids).clusters
+        clusters[[not reason for reason in reasons]] = encoder.assign(embeddings).clusters
         return clusters
 
 
 def cluster(
     images: Images,
-    clusters: int | None = None,
+    clusters: int | str | None = None,
     workspace: Workspace | None = None,
     *,
+    backbone: str | None = None,
     parameters: Parameters | None = None,
     labels: Sequence[object] | None = None,
     observer: Observer = SILENT,
 ) -> Result:
-    """Cluster images without labels: train, embed, cluster and write the report.
+    """Cluster images without labels: describe or train, embed, cluster and write the report.
 
     Args:
         images: a folder of images, at any depth; or (N, H, W, 3) uint8.
-        clusters: K; None for the number in the parameters.
+        clusters: K; or auto or a range such as "5-30", in which it is proposed; None for what the parameters have.
         workspace: the folder for artifacts and results; None for a temporary one that is deleted with the result.
-        parameters: all hyperparameters; by default those of the preset folder, with 10 clusters.
+        backbone: as network.backbone, such as "onnx:dino.onnx"; None for what the parameters have.
+        parameters: all hyperparameters; by default those of the preset folder: features of efficientnet-lite0 (which
+            needs conr[pretrained]), a proposed number of clusters, clusters of the graph. With the backbone "scratch"
+            those of folder-scratch.
         labels: (N,) of an array of images, for scores only; or None.
         observer: notified of everything that takes long.
 
@@ -101,8 +102,9 @@ def cluster(
     if workspace is None:
         temporary = TemporaryDirectory(prefix="conr-")
         workspace = Workspace.at(Path(temporary.name))
-    own = parameters or _default(images)
-    own = own.changed({"clusters": own.clusters if clusters is None else clusters, "seeds": []})
+    own = parameters or _default(images, backbone)
+    given = {"clusters": clusters, "network.backbone": backbone}
+    own = own.changed({key: value for key, value in given.items() if value is not None} | {"seeds": []})
     source = _source(images, labels, own.prepare.image_size, own.prepare.fit)
     manifest = prepare(workspace, own, observer, source)
     pretrain(workspace, own, observer)
@@ -122,10 +124,11 @@ def _source(images: Images, labels: Sequence[object] | None, image_size: int, fi
     return array_source(images, labels, image_size)
 
 
-def _default(images: Images) -> Parameters:
-    """The preset folder; small images keep their size, and get the stem for small ones."""
-    preset = load_preset("folder")
-    size = LARGEST_SIDE if isinstance(images, str | Path) else max(images.shape[1:3], default=LARGEST_SIDE)
-    if size >= LARGEST_SIDE:
+def _default(images: Images, backbone: str | None) -> Parameters:
+    """The preset of a backbone; small images keep their size, and get the stem for small ones."""
+    preset = load_preset("folder-scratch" if backbone == "scratch" else "folder")
+    largest = preset.prepare.image_size
+    size = largest if isinstance(images, str | Path) else max(images.shape[1:3], default=largest)
+    if size >= largest:
         return preset
     return preset.changed({"prepare.image_size": size, "network.stem": "cifar" if size <= 32 else "imagenet"})

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -66,16 +67,24 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Iterable[obje
         writer.writerows(rows)
 
 
-def load_table(path: Path, remedy: str) -> list[dict[str, str]]:
+def load_table(path: Path, remedy: str, errors: str = "strict", separators: str = ",") -> list[dict[str, str]]:
     """The rows of a CSV file by column.
 
+    Args:
+        path: the file, in UTF-8.
+        remedy: what to do where it is missing or damaged.
+        errors: as for `write_text`.
+        separators: what may stand between cells; the one that is most frequent in the first line does.
+
     Raises:
-        UserError: it is missing, no table, or a row has more or fewer cells than there are columns; the remedy says
-            what to do.
+        UserError: it is missing, no table, or a row has more or fewer cells than there are columns.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = [line for line in csv.reader(file, strict=True) if line]
+        with path.open(newline="", encoding="utf-8-sig", errors=errors) as file:
+            first = file.readline()
+            file.seek(0)
+            separator = max(separators, key=first.count)
+            lines = [line for line in csv.reader(file, strict=True, delimiter=separator) if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is missing or damaged ({error}); {remedy}") from error
     if not lines or any(len(line) != len(lines[0]) for line in lines):
@@ -125,6 +134,12 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
     """Write an .npy file."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
+
+
+def copy_whole(source: Path, path: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with atomic_file(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def sha256_of(path: Path) -> str:

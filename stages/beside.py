@@ -14,25 +14,35 @@ from conr.pipeline import estimate as cost
 from conr.pipeline import info as information
 from conr.pipeline import sweep as sweeping
 from conr.pipeline.assign import assign_folder
+from conr.pipeline.naming import name_clusters
+from conr.pipeline.sorting import Link, sort_run
 from conr.pipeline.workspace import Workspace
 from conr.text import printable
 
 from .console import show_cursor
 
 SHOWN = 3  # skipped files that are named
+NAMED = 8  # folders
+DONE = {"none": "copied into", "hard": "hard links in", "symbolic": "symbolic links in"}
 
 
 def assign(
-    workspace: Workspace, folder: Path, output: Path, sort_into: Path | None, device: str, observer: Observer
+    workspace: Workspace,
+    folder: Path,
+    output: Path,
+    sort_into: Path | None,
+    link: Link,
+    device: str,
+    observer: Observer,
 ) -> str:
     """Assign new images to the clusters of the last run."""
-    done = assign_folder(workspace, folder, output, sort_into, device, observer)
+    done = assign_folder(workspace, folder, output, sort_into, device, observer, link=link)
     clusters = len(np.unique(done.assignment.clusters))
     lines = [f"{len(done.files):,} images in {clusters} clusters, listed in {output.resolve()}"]
     if done.precision == "int8":
         lines.append("by an int8 encoder (extract.precision)")
     if sort_into is not None:
-        lines.append(f"copied into one folder per cluster in {sort_into.resolve()}")
+        lines.append(f"{DONE[link]} one folder per cluster in {sort_into.resolve()}")
     if done.broken:
         lines.append(f"{len(done.broken):,} images cannot be read, the first: {_named(done.broken[0])}")
     if done.skipped:
@@ -41,6 +51,24 @@ def assign(
     if len(done.skipped) > SHOWN:
         lines.append(f"  … and {len(done.skipped) - SHOWN:,} more")
     return "\n".join(lines)
+
+
+def sort(workspace: Workspace, parameters: Parameters, target: Path, link: Link, observer: Observer) -> str:
+    """Sort the images of the last run into folders."""
+    if parameters.prepare.source != "folder":
+        raise UserError(f"prepare.source = {parameters.prepare.source}: only the files of a folder can be sorted")
+    folders = sort_run(workspace, Path(parameters.prepare.path), target, link, observer)
+    return f"{DONE[link]} {len(folders)} folders in {target.resolve()}: {', '.join(folders[:NAMED])}" + (
+        " …" if len(folders) > NAMED else ""
+    )
+
+
+def name(workspace: Workspace, cluster: int | None, text: str | None, observer: Observer) -> str:
+    """Name a cluster, or show again what the table of names says."""
+    names = name_clusters(workspace, None if cluster is None else {cluster: text or ""})
+    lines = [f"{number} {name}" for number, name in names.items()] or ["no cluster has a name"]
+    lines.append(f"names are in {workspace.names}; run dvc repro to show them on the page, too")
+    return "\n".join(["", *lines])
 
 
 def _named(pair: tuple[str, str]) -> str:

@@ -28,11 +28,15 @@ from .integers import Integers, integers
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
+RESUMED["cluster"] = "resume: what is whole is kept"
+MODULES = {"cluster": "cluster", "clusters": "cluster"}
 GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
 SHOW_WARNING = warnings.showwarning
 LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
 
+LinkName = Literal["none", "hard", "symbolic"]
+LINKS = "none: copy; hard or symbolic: link instead"
 app = typer.Typer(
     name="conr",
     no_args_is_help=True,
@@ -67,7 +71,7 @@ def run(name: str, *arguments: Any) -> None:
     """Run a command in the current folder and print its summary; Ctrl-C and SIGTERM print how to resume.
 
     Args:
-        name: of the command: of a stage, or of a function in `conr.stages.beside`.
+        name: of the command: of a stage, or of a function in `conr.stages.beside` or one of MODULES.
         arguments: what it takes between the workspace and the observer.
     """
     signal.signal(signal.SIGTERM, _terminate)
@@ -77,7 +81,7 @@ def run(name: str, *arguments: Any) -> None:
         importlib.import_module("conr.processes").end_with_parent()
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would write an identifier into the home folder
     started = time.perf_counter()
-    module, function = (name, "run") if name in STAGES else ("beside", name)
+    module, function = (name, "run") if name in STAGES else (MODULES.get(name, "beside"), name)
     try:
         call = getattr(importlib.import_module(f".{module}", __package__), function)
         observer = importlib.import_module(".console", __package__).ProgressBar()
@@ -195,18 +199,80 @@ def new(
 
 
 @app.command()
+def cluster(
+    folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
+    clusters: Annotated[
+        str | None, typer.Option(metavar="K|auto|A-B", help="How many groups; at first auto: proposed")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for all that is made; by default conr-NAME in the current folder")
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="efficientnet-lite0 (at first), efficientnet-lite2, onnx:PATH, weights:PATH or scratch"
+        ),
+    ] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Also train heads on the features with ConNR")] = False,
+    labels: Annotated[
+        Literal["none", "folder", "parent"] | None,
+        typer.Option(help="For scores only: the first folder below FOLDER, or the one that holds the file"),
+    ] = None,
+) -> None:
+    """Sort a folder of photos into groups: one command, minutes, no labels, no git.
+
+    It makes a project, for params.yaml and all other commands. Run it again to resume.
+    """
+    run("cluster", folder, clusters, output, backbone, refine, labels)
+
+
+@app.command()
+def clusters(
+    number: Annotated[str, typer.Argument(metavar="K|auto|A-B", help="A number, or candidates such as 2-40")],
+) -> None:
+    """Compare numbers of clusters without labels and make the results with one. Set clusters to keep it."""
+    from conr.pipeline import params_file
+
+    run("clusters", params_file.read(), number)
+
+
+@app.command()
 def assign(
     folder: Annotated[Path, typer.Argument(help="Folder of images, searched at any depth")],
     output: Annotated[Path, typer.Option(help="The table to write")] = Path("results/new_assignments.csv"),
     sort_into: Annotated[
         Path | None, typer.Option(help="Also copy the images into this new folder, by cluster; run again to resume")
     ] = None,
+    link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
     ] = "auto",
 ) -> None:
     """Sort new images into the clusters of the last run."""
-    run("assign", folder, output, sort_into, device)
+    run("assign", folder, output, sort_into, link, device)
+
+
+@app.command()
+def sort(
+    target: Annotated[Path, typer.Argument(help="New folder for one folder per cluster; run again to resume")],
+    link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
+) -> None:
+    """Copy or link the images of the last run into one folder per cluster; originals are never moved or changed."""
+    from conr.pipeline import params_file
+
+    run("sort", params_file.read(), target, link)
+
+
+@app.command()
+def name(
+    cluster: Annotated[int | None, typer.Argument(help="Number of a cluster; leave it out to apply the table")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="NAME", help="Its name; leave it out to remove it")] = None,
+) -> None:
+    """Name a cluster: tables, sorted folders and clusterer.onnx show the name at once, the page after dvc repro.
+
+    Names are kept in cluster_names.csv, which you can edit; they count only for the clustering that they were given to.
+    """
+    run("name", cluster, text)
 
 
 @app.command()

@@ -3,13 +3,24 @@
 from conr.observer import Observer
 from conr.parameters import FinetuneStage
 from conr.pipeline.finetune import finetune
+from conr.pipeline.settle import settled
 from conr.pipeline.workspace import Workspace
 
 
 def run(workspace: Workspace, parameters: FinetuneStage, observer: Observer) -> str:
     """Refine the pretrained networks, or resume; returns the summary, one line per seed."""
+    logs = finetune(workspace, parameters, observer)
+    lines = []
+    if isinstance(parameters.clusters, str):
+        why = f" proposed; why is in {workspace.proposal}" if workspace.proposal.exists() else ""
+        lines.append(f"{settled(workspace, parameters).clusters} clusters{why}")
+    if parameters.finetune.epochs == 0:
+        return "\n".join([*lines, "finetune.epochs = 0: the features stay as they are"])
     return "\n".join(
-        f"{len(log)} epochs of ConNR, loss {log[0]['loss']:.3f} → {log[-1]['loss']:.3f}, cluster sizes "
-        f"{log[-1]['cluster_sizes']}; weights in {workspace.finetuned(seed).weights}"
-        for seed, log in finetune(workspace, parameters, observer).items()
+        lines
+        + [
+            f"{len(log)} epochs of ConNR, loss {log[0]['loss']:.3f} → {log[-1]['loss']:.3f}, cluster sizes "
+            f"{log[-1]['cluster_sizes']}; weights in {workspace.finetuned(seed).weights}"
+            for seed, log in logs.items()
+        ]
     )

@@ -42,7 +42,10 @@ def stage_context(
 
     signature = [
         inspect.Parameter(
-            _argument(key), inspect.Parameter.KEYWORD_ONLY, default=lookup(content, key), annotation=_option(key, field)
+            _argument(key),
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_default(lookup(content, key), field),
+            annotation=_option(key, field),
         )
         for key, field in fields.items()
     ]
@@ -50,6 +53,11 @@ def stage_context(
     app = typer.Typer(add_completion=False)
     app.command(name, help=summary)(command)
     return get_command(app).make_context(*arguments, **settings)
+
+
+def _default(value: Any, field: FieldInfo) -> Any:
+    """What Typer takes as the default of a flag."""
+    return str(value) if field.annotation == int | str else value
 
 
 def _argument(key: Key) -> str:
@@ -63,6 +71,8 @@ def _option(key: Key, field: FieldInfo) -> Any:
     if field.annotation == list[str]:
         option = typer.Option(flag, parser=texts, metavar="a,b", help=field.description, rich_help_panel=panel)
         return Annotated[Texts, option]
+    if field.annotation == int | str:
+        return Annotated[str, typer.Option(flag, metavar="K|auto|A-B", help=field.description)]
     if get_origin(field.annotation) is list:
         return Annotated[Integers, typer.Option(flag, parser=integers, metavar="0,1,2", help=field.description)]
     names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag

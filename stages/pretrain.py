@@ -7,7 +7,9 @@ from conr.pipeline.workspace import Workspace
 
 
 def run(workspace: Workspace, parameters: PretrainStage, observer: Observer) -> str:
-    """Train from scratch, or resume; returns the summary."""
+    """Train, or resume; of a frozen backbone take the features. Returns the summary."""
     log = pretrain(workspace, parameters, observer)
+    if not log:
+        return f"features by {parameters.network.backbone}, which stays as it is, in {workspace.pretrained.folder}"
     losses = f"{log[0]['loss']:.3f} → {log[-1]['loss']:.3f}"
     return f"{len(log)} epochs of {parameters.framework.name}, loss {losses}; weights in {workspace.pretrained.weights}"

@@ -7,9 +7,16 @@ Matrix = list[list[float]]
 
 
 def slow_affinity(
-    features: Matrix, k1: int, k2: int, alpha: float, layers: int, symmetrize: bool, normalize: bool
+    features: Matrix,
+    k1: int,
+    k2: int,
+    alpha: float,
+    layers: int,
+    symmetrize: bool,
+    normalize: bool,
+    reciprocal: bool = False,
 ) -> Matrix:
-    """⟨h_i, h_j⟩ of Eq. 7 for every pair of samples, straight from Eq. 3-6."""
+    """⟨h_i, h_j⟩ of Eq. 7 for every pair of samples, straight from Eq. 3-6; edges may have to lead both ways."""
     everyone = range(len(features))
     unit = [scaled_to_one(row) for row in features]
     similarity = [[inner(unit[i], unit[j]) for j in everyone] for i in everyone]
@@ -27,6 +34,8 @@ def slow_affinity(
         for i in everyone:
             row = list(nodes[i])
             for j in ranking[i][1:k2]:
+                if reciprocal and i not in ranking[j][:k2]:
+                    continue
                 weight = edge_weight(similarity[i][j], alpha)
                 row = [value + weight * other for value, other in zip(row, nodes[j], strict=True)]
             summed.append(row)

@@ -1,4 +1,4 @@
-"""A workspace in which everything before evaluate is there: images, given embeddings, logs of a training."""
+"""A workspace in which everything before evaluate is there: images, encoder, given embeddings, logs of a training."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from project import tiny
 
 from conr.data.sources import array_source
 from conr.data.store import load_manifest
+from conr.embedding.session import INPUT, OUTPUT, Properties
 from conr.files import save_array, write_text
 from conr.observer import SILENT
 from conr.parameters import Parameters
@@ -33,6 +35,24 @@ def groups(sizes: Sequence[int], noise: float = 0.0, dimension: int = 16) -> NDA
     return unit(rows + noise * np.random.default_rng(0).normal(size=rows.shape))
 
 
+def write_encoder(path: Path, dimension: int) -> None:
+    """An encoder for images of that size that knows nothing of the embeddings: a random projection of the pixels."""
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 9, opset_import: ["": 18]>
+        encoder (uint8[batch, {SIZE}, {SIZE}, 3] {INPUT}) => (float[batch, {dimension}] {OUTPUT}) {{
+            flat = Flatten ({INPUT})
+            pixels = Cast <to = 1> (flat)
+            rows = MatMul (pixels, weights)
+            {OUTPUT} = LpNormalization <axis = 1, p = 2> (rows)
+        }}
+    """)
+    weights = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, dimension)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weights"))
+    onnx.helper.set_model_props(model, {"conr": Properties(image_size=SIZE, fit="crop").model_dump_json()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+
+
 def embedded(
     folder: Path,
     embeddings: NDArray[np.float32],
@@ -50,6 +70,7 @@ def embedded(
     prepare(workspace, parameters, SILENT, source)
     for trained in (workspace.pretrained, workspace.finetuned(0)):
         write_text(trained.weights, "of no consequence")
+    write_encoder(workspace.encoder, embeddings.shape[1])
     paths = [workspace.embeddings(), workspace.embeddings(0)]
     for path in paths:
         save_array(path, embeddings)

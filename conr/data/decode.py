@@ -69,6 +69,15 @@ def resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(_square(Image.fromarray(pixels), size, "stretch"))
 
 
+def dimensions(path: str | Path) -> tuple[int, int] | None:
+    """Width and height of the image in a file, from its header; None for one that cannot be read."""
+    try:
+        with opened(*read_file(path)) as image:
+            return image.size
+    except Exception:  # its reader will say why
+        return None
+
+
 def page_count(path: str | Path) -> int:
     """How many pages or frames a file holds; 1 for one that cannot be read."""
     try:

@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from conr.errors import UserError, one_line
 from conr.files import ArrayWriter, atomic_file
+from conr.models.backbones import Preprocessing
 from conr.observer import SILENT, Observer
 from conr.processes import cores
 
 INPUT, OUTPUT = "images", "embeddings"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# Images in a batch, up to 32 pixels; of larger ones fewer, so that a batch takes no more memory.
+# Images in a batch, up to 32 pixels (inside the network); of larger ones fewer, so that it takes no more memory.
 BATCH = {PROVIDERS["cpu"]: 128, PROVIDERS["cuda"]: 512}
 
 
@@ -74,6 +75,8 @@ class Properties(BaseModel):
         image_size: height and width of its images.
         fit: how an image that is not square becomes so.
         precision: number format, float32 or int8.
+        backbone: value of network.backbone, if a frozen network is inside.
+        preprocessing: what that network needs its images to look like; it is done inside.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,6 +84,8 @@ class Properties(BaseModel):
     image_size: int | None = None
     fit: str | None = None
     precision: str = "float32"
+    backbone: str | None = None
+    preprocessing: Preprocessing | None = None
 
 
 def properties(session: onnxruntime.InferenceSession) -> Properties:
@@ -102,20 +107,21 @@ def infer(
         arrays: each (N, S, S, 3) uint8, memory-mapped or not; a thread reads what is not in memory yet.
 
     Yields:
-        (B, D) float32 unit vectors of B images.
+        (B, D) float32 rows of B images: unit vectors, or what else the file's only output is.
     """
 
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = session.run([OUTPUT], {INPUT: np.ascontiguousarray(batch)})[0]
+        rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
         return rows
 
-    provider = session.get_providers()[0]
+    provider, inside = session.get_providers()[0], properties(session).preprocessing
     workers = cores() if provider == PROVIDERS["cpu"] else 2
     waiting: deque[Future[NDArray[np.float32]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
         for images in arrays:
-            size = max(1, min(BATCH[provider], BATCH[provider] * 32**2 // images.shape[1] ** 2))
+            pixels = max(images.shape[1], inside.size if inside else 0)
+            size = max(1, min(BATCH[provider], BATCH[provider] * 32**2 // pixels**2))
             for first in range(0, len(images), size):
                 waiting.append(pool.submit(run, images[first : first + size]))
                 if len(waiting) == 2 * workers:

@@ -5,13 +5,12 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
+from sklearn.preprocessing import normalize
 
+from conr.clustering.graph import graph_clusters
 from conr.clustering.kmeans import kmeans
+from conr.clustering.votes import assign_by_neighbors
 from conr.data.store import Store
 from conr.evaluation.agreement import label_scores
 from conr.evaluation.assignment import Assignment, assign
@@ -19,7 +18,6 @@ from conr.evaluation.scores import cluster_sizes, feature_std, silhouette, size_
 from conr.parameters import EvaluateStage
 from conr.parameters.groups import Evaluate
 
-MAP_POINTS = 2_000  # the map of the embeddings is a picture: more points hide more than they show
 NEARLY_EQUAL = 1e-3  # distance up to which unit vectors count as equal: k-means cannot tell them apart in float32
 
 
@@ -56,21 +54,51 @@ def evaluate(
     seed: int,
     clustered: slice = slice(None),
     scored: slice = slice(None),
+    method: str = "kmeans",
+    neighbors: NDArray[np.int64] | None = None,
+    start: "Evaluation | None" = None,
 ) -> Evaluation:
-    """Cluster unit vectors with k-means and score the result. Labels are read after the clusters are settled.
+    """Cluster unit vectors and score the result. Labels are read after the clusters are settled.
 
-    Every embedding is assigned to its nearest centroid, whether k-means saw it or not.
+    Every embedding is assigned, whether the clustering saw it or not: to the nearest centroid by k-means, by its
+    neighbors among those that were clustered by the graph.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
         labels: (N,) int64, −1 where unknown; or None.
         clusters: K ≥ 2.
-        settings: of k-means.
-        seed: seed of k-means and of the sample that the silhouette is taken on.
-        clustered: which embeddings k-means sees.
+        settings: of the method.
+        seed: seed of the clustering and of the sample that the silhouette is taken on.
+        clustered: which embeddings the clustering sees.
         scored: which embeddings the agreement with labels and the silhouette are taken on; the other scores describe
-            all embeddings, but the inertia those that k-means saw.
+            all embeddings, but the inertia those that the clustering saw.
+        method: kmeans or graph.
+        neighbors: (N, ≥ k1 of the graph) nearest embeddings by cosine, if all are clustered and they are known already.
+        start: what k-means has found, if it is known already: the graph starts from there, too.
     """
+    if method == "graph":
+        centroids, assignment, inertia = _by_graph(embeddings, clusters, settings, seed, clustered, neighbors, start)
+    else:
+        centroids, assignment, inertia = _by_kmeans(embeddings, clusters, settings, seed, clustered)
+    sizes = cluster_sizes(assignment.clusters, clusters)
+    scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
+    width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
+    if width is not None:
+        scores["silhouette"] = width
+    scores |= {
+        "size_entropy": size_entropy(sizes),
+        "feature_std": feature_std(embeddings),
+        "inertia": inertia,
+        "smallest_cluster": int(sizes.min()),
+        "largest_cluster": int(sizes.max()),
+    }
+    return Evaluation(centroids, sizes, assignment, scores)
+
+
+def _by_kmeans(
+    embeddings: NDArray[np.float32], clusters: int, settings: Evaluate, seed: int, clustered: slice
+) -> tuple[NDArray[np.float32], Assignment, float]:
+    """Centroids, the largest cluster first; the nearest one of every embedding; the inertia."""
     found = kmeans(embeddings[clustered], clusters, seed=seed, n_init=settings.n_init, max_iter=settings.max_iter)
     by_size = np.argsort(-cluster_sizes(found.assignments, clusters), kind="stable")
     centroids = _different(found.centroids[by_size])
@@ -79,19 +107,34 @@ def evaluate(
     if len(centroids) < clusters or not sizes.all():  # "could also be" an empty cluster would mean nothing
         centroids = centroids[np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]]
         assignment = assign(embeddings, centroids)
-        sizes = cluster_sizes(assignment.clusters, clusters)
-    scores = label_scores(None if labels is None else labels[scored], assignment.clusters[scored])
-    width = silhouette(embeddings[scored], assignment.clusters[scored], seed)
-    if width is not None:
-        scores["silhouette"] = width
-    scores |= {
-        "size_entropy": size_entropy(sizes),
-        "feature_std": feature_std(embeddings),
-        "inertia": found.inertia,
-        "smallest_cluster": int(sizes.min()),
-        "largest_cluster": int(sizes.max()),
-    }
-    return Evaluation(centroids, sizes, assignment, scores)
+    return centroids, assignment, found.inertia
+
+
+def _by_graph(
+    embeddings: NDArray[np.float32],
+    clusters: int,
+    settings: Evaluate,
+    seed: int,
+    clustered: slice,
+    neighbors: NDArray[np.int64] | None,
+    start: Evaluation | None,
+) -> tuple[NDArray[np.float32], Assignment, float]:
+    """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia."""
+    seen = embeddings[clustered]
+    k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
+    first = None if start is None else start.assignment.clusters[clustered]
+    found = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors, start=first)
+    numbers = found.assignments
+    if len(seen) < len(embeddings):
+        numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters)
+    present, numbers = np.unique(numbers, return_inverse=True)
+    sums = np.zeros((len(present), embeddings.shape[1]))
+    np.add.at(sums, numbers, embeddings)
+    centroids = normalize(sums).astype(np.float32)
+    order = np.argsort(-np.bincount(numbers), kind="stable")
+    assignment = assign(embeddings, centroids[order], np.argsort(order)[numbers])
+    inertia = np.square(assignment.own_distance[clustered], dtype=np.float64).sum()
+    return centroids[order], assignment, float(inertia)
 
 
 def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -107,32 +150,21 @@ def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     return different[:count]
 
 
-def evaluate_store(embeddings: NDArray[np.float32], store: Store, parameters: EvaluateStage, seed: int) -> Evaluation:
+def evaluate_store(
+    embeddings: NDArray[np.float32],
+    store: Store,
+    parameters: EvaluateStage,
+    seed: int,
+    method: str = "kmeans",
+    neighbors: NDArray[np.int64] | None = None,
+    start: Evaluation | None = None,
+) -> Evaluation:
     """`evaluate` for (N, D) embeddings of the images of a store, as its protocol says."""
-    clusters, settings = parameters.clusters, parameters.evaluate
-    return evaluate(embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored)
-
-
-def embedding_map(embeddings: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-    """A plane in which neighbors stay neighbors (t-SNE), for at most 2,000 of the samples.
-
-    Samples that are (nearly) equal are one point: t-SNE would arrange them in a ring, and where there is nothing else
-    divides by their standard deviation of 0, which ends the process.
-
-    Returns:
-        (M, 2) positions, and the (M,) indices of the samples; None if all are (nearly) equal or one is not finite.
-    """
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(embeddings))[:MAP_POINTS])
-    sample = embeddings[chosen]
-    if not np.isfinite(sample).all():
-        return None
-    count, groups = connected_components(csr_array(cdist(sample, sample) <= NEARLY_EQUAL), directed=False)
-    if count < 2:
-        return None
-    different = sample[np.unique(groups, return_index=True)[1]]
-    if count < 10:
-        plane = PCA(2).fit_transform(different)
-    else:
-        perplexity = min(30, (count - 1) / 3)
-        plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(different)
-    return plane[groups].astype(np.float32), chosen
+    clusters, settings = parameters.number, parameters.evaluate
+    if neighbors is not None and (
+        len(embeddings[store.clustered]) < len(embeddings) or settings.graph_k1 > neighbors.shape[1]
+    ):
+        neighbors = None
+    return evaluate(
+        embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method, neighbors, start
+    )

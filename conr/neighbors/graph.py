@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import faiss
 import numpy as np
 import scipy.sparse as sparse
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from sklearn.preprocessing import normalize
 
-from conr.neighbors.nearest import BLOCK, largest
+from conr.neighbors.search import approximate_neighbors, check_neighbors, exact_neighbors, given_neighbors
 from conr.neighbors.settings import ConAff, check_count
 from conr.observer import SILENT, Observer
 
@@ -58,23 +57,8 @@ def conaff_graph(
     count = len(features)
     check_count("k", k, count, "the number of samples")
     settings.check(count, "the number of samples")
-    if neighbors is not None:
-        _check_neighbors(neighbors, count, settings.k1)
-    features = np.ascontiguousarray(features, np.float32)
     with observer.task("neighbors", 2 * count):
-        rankings = []
-        for part in _search(features, settings.k1) if neighbors is None else _given(neighbors[:, : settings.k1]):
-            rankings.append(part)
-            observer.step_done(len(part))
-        ranking = np.concatenate(rankings)
-        nodes = _reciprocal_encoding(ranking)
-        edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
-        del features, rankings, ranking
-        # Samples that have neighbors in common are now side by side: fewer cache misses, above all for a large N.
-        order = reverse_cuthill_mckee(nodes, symmetric_mode=True)
-        nodes, edges = nodes[order][:, order], edges[order][:, order]
-        for _ in range(settings.layers if settings.propagates else 0):
-            nodes = _propagate(nodes, edges, settings)
+        nodes, order = conaff_nodes(features, settings, neighbors=neighbors, observer=observer)
         columns = nodes.T.tocsr()
         retrieve = partial(_retrieve, nodes, columns, order, k, settings.self_first)
         found = np.empty((count, k), dtype=np.int64)
@@ -86,41 +70,62 @@ def conaff_graph(
     return found
 
 
-def _search(features: NDArray[np.float32], k1: int) -> Iterator[NDArray[np.int64]]:
-    """Blocks of (n, k1) nearest neighbors by cosine, each sample first among its own, ties by index."""
-    index = faiss.IndexFlatIP(features.shape[1])
-    index.add(features)
-    for first in range(0, len(features), ROWS):
-        queries = features[first : first + ROWS]
-        scores, found = index.search(queries, min(k1 + 1, len(features)))
-        own = _insert_own(found, first)
-        scores[own] = np.inf
-        order = np.lexsort((found, -scores), axis=1)
-        found, scores = np.take_along_axis(found, order, 1), np.take_along_axis(scores, order, 1)
-        # Which of equal ones faiss finds is not defined. Where that matters, all samples are compared again.
-        tied = np.flatnonzero(scores[:, k1 - 1] == scores[:, -1]) if k1 < len(features) else np.empty(0, dtype=np.int64)
-        for rows in np.array_split(tied, len(tied) * len(features) // BLOCK + 1):
-            exact = torch.from_numpy(queries[rows] @ features.T)
-            exact[np.arange(len(rows)), first + rows] = torch.inf
-            found[rows, :k1] = largest(exact, k1)
-        yield found[:, :k1]
+def conaff_nodes(
+    features: NDArray[np.float32],
+    settings: ConAff,
+    *,
+    neighbors: NDArray[np.int64] | None = None,
+    approximate: bool = False,
+    reciprocal: bool = False,
+    entries: int | None = None,
+    observer: Observer = SILENT,
+) -> tuple[sparse.csr_matrix, NDArray[np.int32]]:
+    """The propagated nodes h_i of Eq. 6, the rows of a sparse (N, N) matrix H; affinities (Eq. 7) are H Hᵀ.
 
+    Args:
+        features: (N, D) float32 unit vectors.
+        settings: k1, k2 and the rest.
+        neighbors: as for `conaff_graph`.
+        approximate: search the nearest neighbors in an index of lists: some percent are missed, and the cost of a
+            sample hardly grows with N.
+        reciprocal: propagate only along edges of samples that are both among the k2 nearest of the other. Other edges
+            lead from small groups into large ones.
+        entries: how many entries of a row each step keeps, the largest; of equal ones the first. None keeps all.
+        observer: notified of every sample as its neighbors are searched.
 
-def _given(neighbors: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Blocks of given neighbors, each sample put first among its own."""
-    for first in range(0, len(neighbors), ROWS):
-        found = neighbors[first : first + ROWS].copy()
-        own = _insert_own(found, first)
-        yield np.take_along_axis(found, np.argsort(~own, axis=1, kind="stable"), 1)
+    Returns:
+        H, and an order of the samples in which those that have neighbors in common are side by side: row and column r
+        of H belong to sample order[r].
 
-
-def _insert_own(found: NDArray[np.int64], first: int) -> NDArray[np.bool_]:
-    """Let samples that are missing among their own neighbors replace the last; returns where each one is."""
-    samples = np.arange(first, first + len(found))
-    missing = (found != samples[:, None]).all(1)
-    found[missing, -1] = samples[missing]
-    own: NDArray[np.bool_] = found == samples[:, None]
-    return own
+    Raises:
+        ValueError: an argument is impossible for so many samples; the message names it.
+    """
+    count = len(features)
+    settings.check(count, "the number of samples")
+    features = np.ascontiguousarray(features, np.float32)
+    if neighbors is not None:
+        check_neighbors(neighbors, count, settings.k1)
+        parts = given_neighbors(neighbors[:, : settings.k1], ROWS)
+    else:
+        parts = (approximate_neighbors if approximate else exact_neighbors)(features, settings.k1, ROWS)
+    rankings = []
+    for part in parts:
+        rankings.append(part)
+        observer.step_done(len(part))
+    ranking = np.concatenate(rankings)
+    nodes = _reciprocal_encoding(ranking)
+    edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
+    if reciprocal:
+        edges = edges.multiply(edges.T != 0).tocsr()
+    del features, rankings, ranking
+    # The order saves cache misses, above all for a large N.
+    order = reverse_cuthill_mckee(nodes, symmetric_mode=True)
+    nodes, edges = nodes[order][:, order], edges[order][:, order]
+    if entries is not None:
+        nodes = largest_entries(nodes, entries)
+    for _ in range(settings.layers if settings.propagates else 0):
+        nodes = _propagate(nodes, edges, settings, entries)
+    return nodes, order
 
 
 def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
@@ -146,10 +151,38 @@ def _edges(features: NDArray[np.float32], ranking: NDArray[np.int64], alpha: flo
     return sparse.csr_matrix((weights.ravel(), ranking.ravel().astype(np.int32), starts), shape=(count, count))
 
 
-def _propagate(nodes: sparse.csr_matrix, edges: sparse.csr_matrix, settings: ConAff) -> sparse.csr_matrix:
-    """One layer of Eq. 6."""
-    nodes = edges @ ((nodes + nodes.T).tocsr() if settings.symmetrize else nodes)
+def _propagate(
+    nodes: sparse.csr_matrix, edges: sparse.csr_matrix, settings: ConAff, entries: int | None
+) -> sparse.csr_matrix:
+    """One layer of Eq. 6, of whose rows only the largest entries may be kept."""
+    others = (nodes + nodes.T).tocsr() if settings.symmetrize else nodes
+    if entries is None:
+        nodes = edges @ others
+    else:
+        others = largest_entries(others, entries)
+        blocks = [edges[first : first + ROWS] for first in range(0, edges.shape[0], ROWS)]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            rows = list(pool.map(lambda block: largest_entries(block @ others, entries), blocks))
+        nodes = sparse.vstack(rows, "csr")
     return normalize(nodes, copy=False) if settings.normalize else nodes
+
+
+def largest_entries(matrix: sparse.csr_matrix, entries: int) -> sparse.csr_matrix:
+    """A sparse matrix with only the largest entries of each row; of equal ones the first that are stored."""
+    starts, sizes = matrix.indptr, np.diff(matrix.indptr)
+    long = np.flatnonzero(sizes > entries)
+    if not len(long):
+        return matrix
+    least = np.full(len(sizes), -np.inf, dtype=matrix.dtype)
+    for row in long:
+        least[row] = np.partition(matrix.data[starts[row] : starts[row + 1]], -entries)[-entries]
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    above, equal = matrix.data > least[rows], matrix.data == least[rows]
+    room = entries - np.bincount(rows[above], minlength=len(sizes))
+    before = np.append(0, equal.cumsum())  # equal ones before an entry: in its row, less those before the row
+    kept = above | (equal & (before[:-1] - before[starts[:-1]][rows] < room[rows]))
+    ends = np.append(0, np.bincount(rows[kept], minlength=len(sizes)).cumsum())
+    return sparse.csr_matrix((matrix.data[kept], matrix.indices[kept], ends), shape=matrix.shape)
 
 
 def _blocks(nodes: sparse.csr_matrix, columns: sparse.csr_matrix) -> Iterator[slice]:
@@ -205,13 +238,3 @@ def _retrieve(
     firsts = np.searchsorted(rows[best], np.arange(len(sizes)))
     found: NDArray[np.int64] = samples[best[firsts[:, None] + np.arange(k)]].astype(np.int64)
     return found
-
-
-def _check_neighbors(neighbors: NDArray[np.int64], count: int, k1: int) -> None:
-    if neighbors.ndim != 2 or len(neighbors) != count or neighbors.shape[1] < k1:
-        raise ValueError(f"neighbors must have shape ({count}, ≥ {k1}), got {neighbors.shape}")
-    ordered = np.sort(neighbors[:, :k1], axis=1)
-    if ordered.min() < 0 or ordered.max() >= count:  # −1: an approximate index found fewer
-        raise ValueError(f"neighbors must lie between 0 and {count - 1}, got {ordered.min()} to {ordered.max()}")
-    if (ordered[:, 1:] == ordered[:, :-1]).any():
-        raise ValueError("neighbors must name no sample twice in a row")

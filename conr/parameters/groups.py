@@ -1,7 +1,7 @@
 """Every hyperparameter of a group of params.yaml, declared once: its name, type, range, default and help text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,6 +16,8 @@ else:  # one file in conr/frameworks is one framework
 Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]  # so that a slip of the finger does not run for ever
+
+SCRATCH, WEIGHTS = "scratch", "weights:"  # values of network.backbone
 
 
 class Group(BaseModel):
@@ -103,13 +105,30 @@ class Prepare(Group):
 class Network(Group):
     """Encoder and heads."""
 
+    backbone: str = Field(
+        default="scratch",
+        min_length=1,
+        description="Where the encoder comes from. scratch: trained from random weights (the paper); "
+        "efficientnet-lite0 or -lite2: frozen, has seen ImageNet (the extra pretrained of conr); onnx:PATH: any "
+        "image network, frozen; weights:PATH: torchvision's ResNet-18, 34 or 50 to start from, with its architecture, "
+        "width and stem",
+    )
+    encoder: Literal["trained", "frozen"] = Field(
+        default="trained",
+        description="With weights:PATH: whether training changes the encoder, or it stays as it is",
+    )
     architecture: Literal["resnet18", "resnet34"] = Field(default="resnet18", description="Encoder (torchvision)")
     width: int = Field(default=64, ge=4, le=8192, description="Channels of the encoder's first stage; 64 in the paper")
     stem: Literal["cifar", "imagenet"] = Field(
         default="cifar", description="cifar: 3×3, stride 1, no max-pool, for small images; imagenet: 7×7, stride 2"
     )
     hidden: int = Field(default=4096, ge=1, le=1_000_000, description="Hidden units of projector and predictor")
-    dimension: int = Field(default=256, ge=2, le=1_000_000, description="Length of the features that are clustered")
+    dimension: int = Field(
+        default=256,
+        ge=2,
+        le=1_000_000,
+        description="Length of the features that are clustered; a frozen backbone's are reduced to it by PCA",
+    )
     bn_group: int = Field(
         default=0,
         ge=0,
@@ -117,6 +136,22 @@ class Network(Group):
         "target network then sees each batch in another order",
     )
     predictor_init_std: float = Field(default=0.01, gt=0, description="Std of the initial weights of BYOL's predictor")
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """What a network that is trained is built from, as `conr.training.weights.ModelSpec` takes it."""
+        return self.model_dump(exclude={"backbone", "encoder"})
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no training changes the encoder."""
+        return self.backbone != SCRATCH and (self.encoder == "frozen" or not self.backbone.startswith(WEIGHTS))
+
+    @model_validator(mode="after")
+    def _only_weights_can_be_frozen(self) -> Self:
+        if self.encoder == "frozen" and not self.is_frozen:
+            raise contradiction("network.encoder = frozen needs weights to keep: set network.backbone, or trained")
+        return self
 
 
 class Framework(Group):
@@ -198,6 +233,12 @@ class Pretrain(Group):
     """Instance concordance (BYOL)."""
 
     epochs: Count = Field(default=800, description="Epochs of instance concordance (t0)")
+    cached_views: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="With a frozen backbone: random views of each image whose features are kept, for ConNR on them",
+    )
     batch_size: int = Field(
         default=256, ge=2, le=1_000_000, description="Images per step; at most all images to train on"
     )
@@ -224,7 +265,12 @@ class Pretrain(Group):
 class Finetune(Group):
     """Group concordance (ConNR)."""
 
-    epochs: Count = Field(default=200, description="Epochs of group concordance (T − t0)")
+    epochs: int = Field(
+        default=200,
+        ge=0,
+        le=1_000_000,
+        description="Epochs of group concordance (T − t0); 0 for none: the features stay as they are",
+    )
     batch_size: int = Field(default=256, ge=2, le=1_000_000, description="Images per step; k and k1 must not exceed it")
     crop_scale: Share = Field(default=0.45, description="Smallest share of the image that a crop covers")
     lr_scale: float = Field(default=0.1, gt=0, description="Learning rate, as a multiple of the schedule's")
@@ -264,8 +310,18 @@ class Extract(Group):
 
 
 class Evaluate(Group):
-    """Final k-means and scores."""
+    """Final clusters and scores."""
 
+    method: Literal["kmeans", "graph", "auto"] = Field(
+        default="kmeans",
+        description="Whose clusters are the result: k-means (the paper), or spectral clustering of the graph of ConAff "
+        "neighbors of all images; auto: the graph's, unless those of k-means are much more compact. Both are computed "
+        "and scored",
+    )
+    graph_k1: int = Field(
+        default=0, ge=0, le=1_000, description="Of the graph: k1; 0: by a rule from the numbers of images and clusters"
+    )
+    graph_k2: int = Field(default=0, ge=0, le=1_000, description="Of the graph: k2, likewise")
     n_init: Count = Field(default=40, description="Initializations of k-means; the lowest inertia is kept")
     max_iter: Count = Field(default=100, description="Largest number of iterations of each")
     gallery: int = Field(default=24, ge=1, le=10_000, description="Images shown per cluster in the report")

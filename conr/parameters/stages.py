@@ -3,10 +3,12 @@
 A stage receives exactly the keys that dvc.yaml lists for it, so that it cannot read what DVC does not track.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from conr.errors import UserError
 from conr.neighbors.settings import ConAff
@@ -40,7 +42,27 @@ Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
     Field(description="Number format of the forward passes; auto takes bfloat16 where the processor has it"),
 ]
-Clusters = Annotated[int, Field(ge=2, description="K, the number of clusters")]
+AUTO, PROPOSED = "auto", range(2, 41)  # a number of clusters that is proposed, and the candidates for it
+RANGE = re.compile(r"(\d{1,6})-(\d{1,6})")
+
+
+def _number_or_range(value: object) -> object:
+    """What is written for clusters, if it can be."""
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 2):
+        return value
+    bounds = RANGE.fullmatch(value) if isinstance(value, str) else None
+    if bounds and 2 <= int(bounds[1]) < int(bounds[2]):
+        return value
+    raise PydanticCustomError("clusters", "a number of at least 2, auto, or a range such as 2-40")
+
+
+Clusters = Annotated[
+    int | str,
+    BeforeValidator(_number_or_range),
+    Field(description="K, the number of clusters; auto, or a range such as 5-30: proposed from the features"),
+]
 Neighbors = Annotated[int, Field(ge=1, description="k, contextually affinitive neighbors per sample (Eq. 7)")]
 K1 = Annotated[int, Field(ge=1, description="k1, neighbors that define the reciprocal encoding (Eq. 3)")]
 K2 = Annotated[int, Field(ge=1, description="k2, neighbors summed over in propagation (Eq. 5); 1 for none")]
@@ -109,6 +131,25 @@ class _Neighbors(Stage):
     k2: K2 = 2
     fr: FractionRatio = 0.8
     neighborhood: Neighborhood = Neighborhood()
+
+    @property
+    def number(self) -> int:
+        """K, which must be settled.
+
+        Raises:
+            ValueError: it is still to be proposed.
+        """
+        if isinstance(self.clusters, str):
+            raise ValueError(f"clusters = {self.clusters} is not settled yet")
+        return self.clusters
+
+    @property
+    def candidates(self) -> range:
+        """The numbers of clusters that are possible: one if it is given."""
+        if isinstance(self.clusters, int):
+            return range(self.clusters, self.clusters + 1)
+        bounds = RANGE.fullmatch(self.clusters)
+        return PROPOSED if bounds is None else range(int(bounds[1]), int(bounds[2]) + 1)
 
     @property
     def conaff(self) -> ConAff:
@@ -214,6 +255,15 @@ class Parameters(EvaluateStage, ExtractStage, FinetuneStage, PretrainStage, Prep
                     raise UserError(f"{origin}: {unknown(key, type(self))}")
             group[name] = value
         return self.checked(content, origin)
+
+    @model_validator(mode="after")
+    def _heads_have_views(self) -> Self:
+        if self.network.is_frozen and self.finetune.epochs and not self.pretrain.cached_views:
+            raise contradiction(
+                f"finetune.epochs = {self.finetune.epochs} of heads on a frozen backbone need random views: set "
+                "pretrain.cached_views, such as 4, or finetune.epochs: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _groups_divide_finetuning(self) -> Self:

@@ -75,6 +75,11 @@ def ablate(
         raise UserError(
             "the store holds no labels, so the rows cannot be scored; set prepare.labels, then conr prepare"
         )
+    if isinstance(parameters.clusters, str) or parameters.network.is_frozen or not parameters.finetune.epochs:
+        raise UserError(
+            "the rows of the table train a network for a given number of clusters: set clusters to a number, "
+            "network.backbone: scratch, and finetune.epochs above 0"
+        )
     if not rows or not set(rows) <= set(range(1, len(ROWS) + 1)):
         raise UserError(f"--rows {', '.join(map(str, rows))} should be numbers from 1 to {len(ROWS)}")
     chosen = [ROWS[number - 1] for number in sorted(set(rows))]
@@ -83,7 +88,7 @@ def ablate(
     write_table(workspace.ablation / "runs.csv", heads, _runs(outcomes, seeds))
     compared = {name: [outcome.curve for outcome in outcomes[name]] for name in (chosen[0].name, chosen[-1].name)}
     save(score_curves_figure(compared), workspace.ablation / "curves.png")
-    lines = table(outcomes, benchmark(store.manifest, parameters.clusters), seeds)
+    lines = table(outcomes, benchmark(store.manifest, parameters.number), seeds)
     device = Compute.choose(parameters.device, "float32").device
     text = "\n".join([*lines, "", f"Last run on {machine(device)}."])
     write_text(workspace.ablation / "table.md", text + "\n")

@@ -25,7 +25,7 @@ from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
 from conr.pipeline.checks import check_data, fit_batches
 from conr.pipeline.finetune import finetune
-from conr.pipeline.pretrain import model_spec, pretrain, save_pretrained
+from conr.pipeline.pretrain import model_spec, pretrain, save_pretrained, starting_weights
 from conr.pipeline.report import aligned
 from conr.pipeline.workspace import Workspace
 from conr.processes import Workers
@@ -102,7 +102,12 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer = 
     """
     manifest = open_store(workspace.store).manifest
     check_data(parameters, manifest)
-    parameters = fit_batches(parameters, manifest)
+    if parameters.network.is_frozen:
+        raise UserError(
+            f"network.backbone = {parameters.network.backbone} stays as it is: there is no training to time"
+        )
+    most = min(parameters.candidates[-1], manifest.train_count)
+    parameters = fit_batches(parameters.changed({"clusters": most}), manifest)
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     costs = {}
     with TemporaryDirectory(prefix="estimate-", dir=workspace.scratch) as folder:
@@ -132,7 +137,7 @@ def try_out(
     """
     start_up = time.time() - asked
     store, batch_size = open_store(workspace.store), getattr(parameters, stage).batch_size
-    needed = math.ceil((parameters.pretrain.prototypes if stage == "pretrain" else parameters.clusters) / batch_size)
+    needed = math.ceil((parameters.pretrain.prototypes if stage == "pretrain" else parameters.number) / batch_size)
     first = last = _trial(stage, parameters, store, max(FIRST_STEPS, needed), folder / f"{stage} 1", observer)
     steps = min(max(int(BUDGET / first.step), needed), first.images // batch_size)
     if steps > FIRST_STEPS:
@@ -186,11 +191,12 @@ def _trial(stage: str, parameters: Parameters, store: Store, steps: int, folder:
     queue = min(parameters.framework.queue, tried - 1)
     own = parameters.changed({**CHANGES, f"{stage}.epochs": 2, "framework.queue": queue})
     compute = Compute.choose(own.device, own.precision)
-    watch, model = _Stopwatch(steps, compute.device, observer), model_spec(own, manifest).build(own.seed)
+    spec = model_spec(own, manifest, starting_weights(own))
+    watch, model = _Stopwatch(steps, compute.device, observer), spec.build(own.seed)
     if stage == "pretrain":
         pretrain(workspace, own, watch)
     else:
-        save_pretrained(workspace, model, own, manifest, [], own.pretrain.epochs)
+        save_pretrained(workspace, model, spec, own, manifest, [], own.pretrain.epochs)
         finetune(workspace, own, watch)
     stepping = watch.stepped[1] - watch.ended[0]
     pixels, features = store.images[0].nbytes, 2 * 4 * own.network.dimension  # float32, in parts and in one piece

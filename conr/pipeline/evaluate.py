@@ -1,28 +1,46 @@
 """evaluate: embeddings → clusters, scores, figures, the report and the table of assignments."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conr.clustering.choose import Proposal
+from conr.clustering.compactness import choose_method
 from conr.data.store import Store, open_store
+from conr.embedding.clusterer import remember
 from conr.errors import UserError
-from conr.evaluation.evaluate import embedding_map, evaluate_store
-from conr.evaluation.results import Results
+from conr.evaluation.evaluate import Evaluation, evaluate_store
+from conr.evaluation.plane import embedding_map, nearest_images
+from conr.evaluation.results import TITLES, Results
+from conr.evaluation.scores import AGREEMENT
 from conr.files import load_array, load_json, save_array, write_table, write_text
+from conr.neighbors.search import approximate_neighbors
 from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
 from conr.pipeline.checks import check_data
+from conr.pipeline.clusterer import write_clusterer
+from conr.pipeline.exports import write_parquet
+from conr.pipeline.naming import identity_of, names_line, read_names
 from conr.pipeline.neighbor_figures import draw_neighbors
+from conr.pipeline.page_parts import NEAREST, Extras
 from conr.pipeline.publish import published
 from conr.pipeline.records import of_embeddings, read_record, write_record
 from conr.pipeline.report import cluster_names, draw_figures, draw_map, summary, write_report
-from conr.pipeline.workspace import RECORD, Record, Workspace, writes
+from conr.pipeline.settle import settled
+from conr.pipeline.workspace import RECORD, Record, TrainingFiles, Workspace, writes
+from conr.report.choosing import choose_figure
 from conr.report.drawings import Drawings
+from conr.report.page import Choice
 from conr.training.log import read_log, write_log
 
+NEIGHBORS = 30  # nearest images of each, at most: the graph needs so many
+MOST_COMPARED = 30_000  # images of which all pairs are compared to find them; of more an index is searched
+ROWS = 4096  # images whose neighbors are searched at a time
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
 AGAIN = "run conr extract again"
+PLOTTED = ("epoch", "loss", *AGREEMENT, "feature_std", "size_entropy")  # columns that dvc plots looks for
 
 
 @writes
@@ -34,35 +52,112 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
     Raises:
         UserError: store or embeddings are missing, damaged, or of other seeds.
     """
-    parameters, store = EvaluateStage.of(parameters), open_store(workspace.store)
-    check_data(parameters, store.manifest)
+    parameters, store = settled(workspace, EvaluateStage.of(parameters)), open_store(workspace.store)
     first, *_ = seeds = parameters.all_seeds
+    refined = workspace.finetuned(first).weights.exists()
+    check_data(parameters, store.manifest, refined)
     record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
-    with observer.task("evaluate", TASKS + 1 + len(seeds)):
-        before = _embeddings(workspace, None, store)
-        pretrained = evaluate_store(before, store, parameters, parameters.seed)
-        observer.step_done(note="pretrained: k-means, scores")
-        finetuned = {}
-        for seed in seeds:
-            finetuned[seed] = evaluate_store(_embeddings(workspace, seed, store), store, parameters, seed)
-            observer.step_done(note=f"seed {seed}: k-means, scores")
-        results = Results(pretrained, finetuned)
+    with observer.task("evaluate", TASKS + len(TITLES) * (refined + len(seeds))):
+        before, after = _embeddings(workspace, None, store), _embeddings(workspace, first, store)
+        neighbors = _nearest(after)
+        results = _results(workspace, store, parameters, refined, neighbors, observer)
         with published(workspace) as new:
-            _write_tables(workspace, new, results, store, record.made_from["encoder"])
-            observer.step_done(note="tables")
             drawings = Drawings(new.figures)
-            draw_map(drawings, embedding_map(_embeddings(workspace, first, store), first), results.first)
+            positions = embedding_map(after, first)
+            draw_map(drawings, positions, results.first)
             observer.step_done(note="map")
-            logs = read_log(workspace.pretrained.log), read_log(workspace.finetuned(first).log)
+            identity = identity_of(store.manifest.files, results.first.assignment.clusters)
+            names = read_names(workspace, identity, len(results.first.centroids))
+            _write_tables(workspace, new, results, store, names, positions)
+            write_parquet(
+                new.explorable,
+                store.manifest.files,
+                results.first.assignment,
+                store.images,
+                labels=store.label_names,
+                names=names,
+                positions=positions,
+                embeddings=after,
+                neighbors=None if neighbors is None else neighbors[:, :NEAREST],
+            )
+            _write_clusters(workspace, new, results, after, parameters, record, identity, names)
+            observer.step_done(note="tables")
+            logs = _log(workspace.pretrained), _log(workspace.finetuned(first))
             draw_figures(drawings, results.first, store, logs, parameters.evaluate.gallery)
             observer.step_done(note="figures")
-            draw_neighbors(drawings, new.plots, before, pretrained, store, parameters)
+            draw_neighbors(drawings, new.plots, before, results, store, parameters)
             observer.step_done(note="neighbors")
-            notes = write_report(new.report, results, store, parameters, precision, drawings)
-            write_text(new.summary, summary(workspace, results, precision, notes) + "\n", "backslashreplace")
+            extras = Extras(
+                embeddings=after,
+                positions=positions,
+                neighbors=neighbors,
+                names=names,
+                method=TITLES[results.method],
+                result=list(results.rows())[-1],
+                choice=_choice(workspace, parameters, drawings),
+            )
+            notes = write_report(new.report, results, store, parameters, precision, drawings, extras)
+            lines = [summary(workspace, results, precision, notes), *names_line(names)]
+            write_text(new.summary, "\n".join(lines) + "\n", "backslashreplace")
             observer.step_done(note="report")
     return results
+
+
+def _nearest(embeddings: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """The nearest other images of each image, for the graph, the page and the table; None for too few images."""
+    if len(embeddings) <= NEIGHBORS:
+        return None
+    found = None
+    if len(embeddings) > MOST_COMPARED:
+        found = np.concatenate(list(approximate_neighbors(np.array(embeddings), NEIGHBORS + 1, ROWS)))
+    return nearest_images(embeddings, NEIGHBORS, neighbors=found)
+
+
+def _results(
+    workspace: Workspace,
+    store: Store,
+    parameters: EvaluateStage,
+    refined: bool,
+    neighbors: NDArray[np.int64] | None,
+    observer: Observer,
+) -> Results:
+    """All clusterings and their scores, those by the method that the parameters name first.
+
+    Args:
+        neighbors: nearest images by the first seed's embeddings, if they are known.
+    """
+    chosen, first = parameters.evaluate.method, parameters.all_seeds[0]
+
+    by_kmeans: dict[str, Evaluation] = {}
+
+    def found(embeddings: NDArray[np.float32], seed: int, method: str, what: str) -> Evaluation:
+        known = neighbors if what == f"seed {first}" else None
+        evaluation = evaluate_store(embeddings, store, parameters, seed, method, known, by_kmeans.get(what))
+        by_kmeans.setdefault(what, evaluation)
+        observer.step_done(note=f"{what}: {TITLES[method]}, scores")
+        return evaluation
+
+    of_method = {}
+    for method in TITLES:
+        finetuned = {
+            seed: found(_embeddings(workspace, seed, store), seed, method, f"seed {seed}")
+            for seed in parameters.all_seeds
+        }
+        before = finetuned[first]
+        if refined:
+            before = found(_embeddings(workspace, None, store), parameters.seed, method, "pretrained")
+        of_method[method] = Results(before, finetuned, method, refined)
+    if chosen == "auto":
+        both = [results.first.assignment.clusters for results in of_method.values()]
+        chosen = choose_method(_embeddings(workspace, first, store), *both)
+    other = next(results for method, results in of_method.items() if method != chosen)
+    return replace(of_method[chosen], other=other)
+
+
+def _log(files: TrainingFiles) -> list[dict[str, float]]:
+    """The log of a training; nothing where none took place."""
+    return read_log(files.log) if files.weights.exists() else []
 
 
 def _record(workspace: Workspace, seeds: list[int], store: Store) -> Record:
@@ -83,21 +178,64 @@ def _embeddings(workspace: Workspace, seed: int | None, store: Store) -> NDArray
     return embeddings
 
 
-def _write_tables(workspace: Workspace, new: Workspace, results: Results, store: Store, encoder: str) -> None:
-    """Scores, assignments and centroids; and the tables that DVC plots. Logs are read from the first workspace."""
-    final, labels = results.first, store.label_names
+def _write_tables(
+    workspace: Workspace,
+    new: Workspace,
+    results: Results,
+    store: Store,
+    names: dict[int, str],
+    positions: NDArray[np.float32] | None,
+) -> None:
+    """Scores and assignments; and the tables that DVC plots. Logs are read from the first workspace."""
+    final, labels, seeds = results.first, store.label_names, list(results.finetuned)
     write_text(new.metrics, json.dumps(results.metrics(store.manifest.count), indent=2) + "\n")
     # Names on disk are bytes: one that is not UTF-8 is written unchanged.
-    write_table(new.assignments, *final.assignment.table(store.manifest.files, labels), errors="surrogateescape")
-    save_array(new.centroids, final.centroids)
-    write_record(new.results, [new.centroids], list(results.finetuned), {"encoder": encoder})
-    write_log(new.plots / "pretraining.csv", read_log(workspace.pretrained.log))
-    write_log(new.plots / "finetuning.csv", read_log(workspace.finetuned(next(iter(results.finetuned))).log))
+    table = final.assignment.table(store.manifest.files, labels, names=names, positions=positions)
+    write_table(new.assignments, *table, errors="surrogateescape")
+    for name, files in (("pretraining", workspace.pretrained), ("finetuning", workspace.finetuned(seeds[0]))):
+        write_log(new.plots / f"{name}.csv", _log(files), PLOTTED)
     write_table(new.plots / "cluster_sizes.csv", ["cluster", "images"], enumerate(final.sizes))
     pairs: list[tuple[str, str]] = []
     if labels is not None:
         scored = final.assignment.clusters[store.scored]
-        names = cluster_names(final, store)
-        pairs = [(label, names[cluster]) for label, cluster in zip(labels[store.scored], scored, strict=True) if label]
+        matched = cluster_names(final, store)
+        pairs = [
+            (label, matched[cluster]) for label, cluster in zip(labels[store.scored], scored, strict=True) if label
+        ]
     # A folder that is a label may have a name that is no text; DVC plots no table that is not UTF-8.
     write_table(new.plots / "confusion.csv", ["label", "cluster"], pairs, errors="backslashreplace")
+
+
+def _write_clusters(
+    workspace: Workspace,
+    new: Workspace,
+    results: Results,
+    embeddings: NDArray[np.float32],
+    parameters: EvaluateStage,
+    embedded: Record,
+    identity: str,
+    names: dict[int, str],
+) -> None:
+    """What new images are assigned by: centroids, and all with the encoder as one file; and the record."""
+    final, seeds = results.first, list(results.finetuned)
+    save_array(new.centroids, final.centroids)
+    by_votes = results.method == "graph"
+    memory = remember(embeddings, final.assignment.clusters, final.centroids, by_votes, seeds[0])
+    write_clusterer(new.clusterer, workspace.encoder, memory, identity, names)
+    made_from = {"encoder": embedded.made_from["encoder"], "embeddings": embedded.made[f"{seeds[0]}.npy"]}
+    number = parameters.number
+    write_record(new.results, [new.centroids], seeds, made_from, clusters=number, method=results.method)
+
+
+def _choice(workspace: Workspace, parameters: EvaluateStage, drawings: Drawings) -> Choice | None:
+    """How the number of clusters was proposed, if it is the one that conr finetune proposed."""
+    if not workspace.proposal.exists():
+        return None
+    proposal = load_json(workspace.proposal, Proposal, "run conr finetune again")
+    if proposal.clusters != parameters.number:
+        return None
+    drawings.add("number_of_clusters", "Criteria for the number of clusters", lambda: choose_figure(proposal))
+    text = f"{proposal.clusters} clusters were proposed by the {proposal.criterion}."
+    if not proposal.clear:
+        text += " No number stands out: compare others with conr clusters 2-40."
+    return Choice(text)

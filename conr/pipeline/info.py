@@ -33,7 +33,7 @@ def info(workspace: Workspace, verify: bool) -> tuple[list[str], list[str]]:
         except UserError as error:
             wrong.append(str(error))
     folders = {
-        "pretrained networks": (workspace.pretrained.weights.parent, "pretrain"),
+        "pretrained networks": (workspace.pretrained.folder, "pretrain"),
         "refined networks": (workspace.refined, "finetune"),
         "embeddings": (workspace.embedded, "extract"),
         "results": (workspace.results, "evaluate"),
@@ -58,7 +58,7 @@ def _sources(workspace: Workspace, stage: str) -> dict[str, str]:
     if (workspace.store / MANIFEST).exists() and stage in ("pretrain", "finetune"):
         found["store"] = load_manifest(workspace.store).training_identity
     if stage in ("finetune", "extract"):
-        found["pretrained"] = identity(workspace.pretrained.weights)
+        found["pretrained"] = identity(workspace.pretrained.network)
     if stage in ("extract", "evaluate"):
         found["encoder"] = identity(workspace.encoder)
     return found

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from conr.data.store import Store
-from conr.evaluation.evaluate import Evaluation
+from conr.evaluation.results import Results
 from conr.files import write_table
 from conr.neighbors.study import PurityCurves, choose_queries, contexts, purity_curves, retrieved
 from conr.parameters import EvaluateStage
@@ -21,22 +21,22 @@ def draw_neighbors(
     drawings: Drawings,
     plots: Path,
     pretrained: NDArray[np.float32],
-    evaluation: Evaluation,
+    results: Results,
     store: Store,
     parameters: EvaluateStage,
 ) -> None:
-    """Draw both figures and write the table behind the curves, which is empty where there are none.
+    """Draw both figures where ConNR has searched for neighbors; write the table behind the curves, perhaps empty.
 
     Args:
         drawings: where to.
         plots: the folder of tables.
         pretrained: (N, D) embeddings before ConNR: there it starts to search for neighbors.
-        evaluation: their clusters, for the boundary filter.
+        results: with their clusters, for the boundary filter.
         store: images, and labels for the verdicts.
         parameters: those of ConAff, of the filter, and evaluate.context.
     """
     train = slice(store.manifest.train_count)
-    features, labels = pretrained[train], store.training_labels
+    features, labels, evaluation = pretrained[train], store.training_labels, results.pretrained
     context, seed = parameters.evaluate.context, parameters.seed
     rows: list[list[object]] = []
 
@@ -62,11 +62,12 @@ def draw_neighbors(
         names = None if judged is None else [store.class_name(int(judged[query])) for query in queries]
         return paper_figures.neighbors_figure(store.training_images[group], found, names)
 
-    if labels is not None and (labels >= 0).any() and len(evaluation.centroids) > 1:
+    if results.refined and labels is not None and (labels >= 0).any() and len(evaluation.centroids) > 1:
         known = labels
         drawings.add("neighbor_purity", "Purity of the neighbors that ConNR starts from", lambda: purity(known))
     write_table(plots / "neighbor_purity.csv", COLUMNS, rows)
-    drawings.add("neighbors", "Where the two neighborhoods that ConNR could start from differ most", neighbors)
+    if results.refined:
+        drawings.add("neighbors", "Where the two neighborhoods that ConNR could start from differ most", neighbors)
 
 
 def _rows(curves: PurityCurves) -> list[list[object]]:

@@ -1,10 +1,17 @@
 """pretrain: the store → networks trained with instance concordance (BYOL)."""
 
+import warnings
+
 from conr.data.store import Manifest, open_store
+from conr.errors import Note
+from conr.models.backbones import IMAGENET_MEAN, IMAGENET_STD, identity, parse_backbone
+from conr.models.resnet_weights import STEM, WIDTH, ResNetWeights, read_resnet
 from conr.models.siamese import Siamese
 from conr.observer import SILENT, Observer
 from conr.parameters import PretrainStage
+from conr.parameters.groups import SCRATCH
 from conr.pipeline.checks import check_data, fit_batches
+from conr.pipeline.frozen import embed_frozen
 from conr.pipeline.records import write_record
 from conr.pipeline.workspace import Workspace, writes
 from conr.training import pretraining
@@ -15,24 +22,33 @@ from conr.training.weights import ModelSpec, save_weights
 
 @writes
 def pretrain(workspace: Workspace, parameters: PretrainStage, observer: Observer = SILENT) -> list[Row]:
-    """Train networks from scratch, or resume where the same run was interrupted.
+    """Train networks, or resume where the same run was interrupted; of a frozen backbone take the features instead.
 
     Returns:
-        The log, one row per epoch.
+        The log, one row per epoch; none of a frozen backbone.
 
     Raises:
-        UserError: the store is missing or does not fit the parameters, or the training diverges.
+        UserError: the store is missing or does not fit the parameters, the backbone cannot be used, or the training
+            diverges.
     """
     asked, store = PretrainStage.of(parameters), open_store(workspace.store)
     check_data(asked, store.manifest)
-    parameters = fit_batches(asked, store.manifest)
-    model = model_spec(parameters, store.manifest).build(parameters.seed)
-    name = f"pretrain-{fingerprint('pretrain', parameters.model_dump(), store.manifest.training_identity)}"
+    if asked.network.is_frozen:
+        embed_frozen(workspace, asked, store, observer)
+        return []
+    backbone, weights = identity(parse_backbone(asked.network.backbone)), starting_weights(asked)
+    parameters, spec = fit_batches(asked, store.manifest), model_spec(asked, store.manifest, weights)
+    _note_overridden(asked, spec)
+    model = spec.build(parameters.seed)
+    if weights is not None:
+        for network in (model.online, model.target):
+            network.encoder.load_state_dict(weights.state)
+    run = fingerprint("pretrain", parameters.model_dump(), store.manifest.training_identity, backbone)
     images, labels = store.training_images, store.training_labels
-    with workspace.own_checkpoint(name) as folder:
+    with workspace.own_checkpoint(f"pretrain-{run}") as folder:
         checkpoint = Checkpoint(folder)
         rows = pretraining.pretrain(model, images, labels, parameters, checkpoint, observer)
-        save_pretrained(workspace, model, asked, store.manifest, rows)
+        save_pretrained(workspace, model, spec, asked, store.manifest, rows, backbone=backbone)
         checkpoint.remove()
     return rows
 
@@ -40,25 +56,60 @@ def pretrain(workspace: Workspace, parameters: PretrainStage, observer: Observer
 def save_pretrained(
     workspace: Workspace,
     model: Siamese,
+    spec: ModelSpec,
     parameters: PretrainStage,
     manifest: Manifest,
     rows: list[Row],
     epochs: int | None = None,
+    backbone: str = SCRATCH,
 ) -> None:
-    """Write the networks, their log and the record of both; epochs is how many they count for, if not those logged."""
+    """Write the networks, their log and the record of both.
+
+    Args:
+        workspace: to write to.
+        model, spec: the networks, and what they are built from.
+        parameters: of the stage.
+        manifest: of the store.
+        rows: the log.
+        epochs: how many they count for, if not those logged.
+        backbone: identity of what the training started from.
+    """
     files = workspace.pretrained
-    spec = model_spec(parameters, manifest)
+    for path in (files.encoder, files.features, files.views):  # of a frozen backbone before
+        path.unlink(missing_ok=True)
     save_weights(files.weights, model, spec, len(rows) if epochs is None else epochs)
     write_log(files.log, rows)
-    made_from = {"store": manifest.training_identity}
-    write_record(files.weights.parent, [files.weights, files.log], [parameters.seed], made_from, parameters=parameters)
+    made_from = {"store": manifest.training_identity, "backbone": backbone}
+    write_record(files.folder, [files.weights, files.log], [parameters.seed], made_from, parameters=parameters)
 
 
-def model_spec(parameters: PretrainStage, manifest: Manifest) -> ModelSpec:
-    """What the networks for a store are built from."""
-    return ModelSpec(
-        **parameters.network.model_dump(),
-        framework=parameters.framework.name,
-        mean=tuple(manifest.mean),
-        std=tuple(manifest.std),
-    )
+def starting_weights(parameters: PretrainStage) -> ResNetWeights | None:
+    """The weights that a training of the encoder starts from; None for random ones.
+
+    Raises:
+        UserError: their file cannot be used.
+    """
+    backbone = parse_backbone(parameters.network.backbone)
+    return read_resnet(backbone) if backbone.kind == "weights" and parameters.network.encoder == "trained" else None
+
+
+def model_spec(parameters: PretrainStage, manifest: Manifest, weights: ResNetWeights | None = None) -> ModelSpec:
+    """What the networks for a store are built from; weights to start from settle the encoder and its normalization."""
+    settings = parameters.network.layers
+    mean, std = tuple(manifest.mean), tuple(manifest.std)
+    if weights is not None:
+        settings |= {"architecture": weights.architecture, "width": WIDTH, "stem": STEM}
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return ModelSpec(**settings, framework=parameters.framework.name, mean=mean, std=std)
+
+
+def _note_overridden(parameters: PretrainStage, spec: ModelSpec) -> None:
+    """Tell the user which parameters do not count because weights to start from come with others."""
+    network = parameters.network
+    others = [
+        f"network.{name} = {value} (not {asked})"
+        for name in ("architecture", "width", "stem")
+        if (value := getattr(spec, name)) != (asked := getattr(network, name))
+    ]
+    if others:
+        warnings.warn(Note(f"network.backbone = {network.backbone} comes with {', '.join(others)}"), stacklevel=3)

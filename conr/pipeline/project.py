@@ -12,7 +12,7 @@ from conr.pipeline.presets import next_step, preset_file
 
 TEMPLATE = Path(__file__).parents[1] / "template"
 # Under other names: DVC takes every dvc.yaml below a project, one in an installed package too, for part of it.
-FILES = {"pipeline.yaml": "dvc.yaml", "gitignore": ".gitignore"}
+FILES = {"pipeline.yaml": "dvc.yaml", "gitignore": ".gitignore", "cluster_names.csv": "cluster_names.csv"}
 SETTINGS = (("core.analytics", "false"), ("core.check_update", "false"))
 
 
@@ -40,8 +40,9 @@ def make(folder: Path, preset: str, git: bool = True) -> str:
     (folder / params_file.NAME).write_bytes(source.read_bytes())
     for template, name in FILES.items():
         (folder / name).write_bytes((TEMPLATE / template).read_bytes())
-    (folder / "images").mkdir()
-    (folder / "images/.gitkeep").touch()
+    for name in ("images", "backbones"):
+        (folder / name).mkdir()
+        (folder / name / ".gitkeep").touch()
     if git:
         _run(folder, "git", "init", "--quiet")
     _run(folder, sys.executable, "-m", "dvc", "init", "--quiet", *([] if git else ["--no-scm"]))

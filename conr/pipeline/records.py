@@ -22,6 +22,8 @@ def write_record(
     made_from: Mapping[str, str],
     precision: str | None = None,
     parameters: Stage | None = None,
+    clusters: int | None = None,
+    method: str | None = None,
 ) -> None:
     """Say what was made, in a folder, and from what. It comes last: then all of it is there.
 
@@ -32,6 +34,8 @@ def write_record(
         made_from: name of an artifact → what identifies it.
         precision: number format of the encoder, where there is one.
         parameters: of the stage.
+        clusters: K, once it is settled.
+        method: of clustering, where there are clusters.
     """
     made = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     write_json(
@@ -41,6 +45,8 @@ def write_record(
             made=made,
             made_from=dict(made_from),
             precision=precision,
+            clusters=clusters,
+            method=method,
             parameters=None if parameters is None else flat(parameters),
         ),
     )
@@ -74,7 +80,7 @@ def read_record(folder: Path, remedy: str, made_from: Mapping[str, str] | None =
 def note_other_parameters(workspace: Workspace, stage: str, parameters: Parameters) -> None:
     """Tell the user where stages before this one were run with other parameters than these, as flags make possible."""
     now, before = flat(parameters), list(STAGES)[: list(STAGES).index(stage)]
-    for folder, name in ((workspace.pretrained.weights.parent, "pretrain"), (workspace.refined, "finetune")):
+    for folder, name in ((workspace.pretrained.folder, "pretrain"), (workspace.refined, "finetune")):
         if name not in before or not (folder / RECORD).exists():
             continue
         then = load_json(folder / RECORD, Record, f"run conr {name} again").parameters or {}
@@ -92,7 +98,7 @@ def of_embeddings(workspace: Workspace, manifest: Manifest, seed: int) -> dict[s
     """What embeddings are made from, as it is now: images, and networks before and after ConNR (those of a seed)."""
     return {
         "store": manifest.checksum,
-        "pretrained": identity(workspace.pretrained.weights),
+        "pretrained": identity(workspace.pretrained.network),
         "finetuned": identity(workspace.finetuned(seed).weights),
     }
 

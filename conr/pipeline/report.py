@@ -1,6 +1,5 @@
 """The figures, the page and the summary of evaluate, made from the results."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,14 +10,15 @@ from numpy.typing import NDArray
 from conr.data.store import Manifest, Store
 from conr.evaluation.agreement import Agreement
 from conr.evaluation.evaluate import Evaluation
-from conr.evaluation.results import Results
+from conr.evaluation.results import METHODS, Results
 from conr.evaluation.scores import SCORES, TABLE
 from conr.parameters import EvaluateStage
+from conr.pipeline.page_parts import NO_EXTRAS, Extras, cards, groups_to_check, image_map, skipped_by_reason
 from conr.pipeline.workspace import Workspace
 from conr.report import figures
 from conr.report.drawings import Drawings, raise_if_full, reason
 from conr.report.fonts import drawable
-from conr.report.page import ClusterCard, Report, Sample, write_page
+from conr.report.page import Report, write_page
 from conr.report.published import Benchmark, beside
 from conr.text import printable
 
@@ -34,15 +34,12 @@ PARTS_OF_A_DATA_SET = frozenset(
 Logs = tuple[list[dict[str, float]], list[dict[str, float]]]
 
 
-def draw_map(
-    drawings: Drawings, plane: tuple[NDArray[np.float32], NDArray[np.int64]] | None, result: Evaluation
-) -> None:
+def draw_map(drawings: Drawings, positions: NDArray[np.float32] | None, result: Evaluation) -> None:
     """Draw the map from what `embedding_map` found."""
-    if plane is None:
+    if positions is None:
         drawings.notes.append("There is no map of the images: their embeddings are all (nearly) equal.")
         return
-    positions, chosen = plane
-    clusters = result.assignment.clusters[chosen]
+    clusters = result.assignment.clusters
     caption = "All images, neighbors side by side (t-SNE)"
     drawings.add("map", caption, lambda: figures.map_figure(positions, clusters))
 
@@ -96,12 +93,18 @@ def cluster_names(result: Evaluation, store: Store) -> list[str]:
 
 
 def write_report(
-    path: Path, results: Results, store: Store, parameters: EvaluateStage, precision: str, drawings: Drawings
+    path: Path,
+    results: Results,
+    store: Store,
+    parameters: EvaluateStage,
+    precision: str,
+    drawings: Drawings,
+    extras: Extras = NO_EXTRAS,
 ) -> list[str]:
-    """Write the page, or one without figures and clusters where that fails; returns the notes for the summary."""
+    """Write the page, or one without map, figures and clusters where that fails; returns the notes for the summary."""
     notes = [*findings(results.first, store), *drawings.notes]
     try:
-        write_page(compose_report(results, store, parameters, precision, notes, drawings.captions), path)
+        write_page(compose_report(results, store, parameters, precision, notes, drawings.captions, extras), path)
     except Exception as error:
         raise_if_full(error)
         notes.append(f"The page is incomplete: it could not be made ({reason(error)}). The tables are whole.")
@@ -116,6 +119,7 @@ def compose_report(
     precision: str,
     notes: Sequence[str],
     captions: list[tuple[str, Path]],
+    extras: Extras = NO_EXTRAS,
 ) -> Report:
     """All that the page shows."""
     manifest, final = store.manifest, results.first
@@ -123,6 +127,7 @@ def compose_report(
         ("images", f"{manifest.count:,}"),
         ("image size", f"{manifest.image_size}×{manifest.image_size}"),
         ("clusters", str(parameters.clusters)),
+        *([("clustering", extras.method)] if extras.method else []),
         ("precision of the encoder", precision),
         ("skipped files", f"{len(manifest.skipped):,}"),
         ("seed" if len(results.finetuned) == 1 else "seeds", ", ".join(map(str, results.finetuned))),
@@ -130,14 +135,27 @@ def compose_report(
     if manifest.protocol != "all" or manifest.score_start > 0:
         facts.append(("trained on", f"{manifest.train_count:,} images"))
         facts.append(("scored on", f"{manifest.count - manifest.score_start:,} images"))
-    published, differences = beside(benchmark(manifest, parameters.clusters))
+    published, differences = beside(benchmark(manifest, parameters.number))
     notes = [seeds_note(results), *notes]
     if store.labels is not None:
         notes.append("Labels were used for scores only.")
     if differences:
         notes.append(f"Published numbers are not comparable with this run: {'; '.join(differences)}.")
-    cards = _cards(final, store, parameters.evaluate.gallery)
-    return Report(f"Clusters of {manifest.source}", facts, results.rows(), notes, captions, cards, published)
+    return Report(
+        title=f"Clusters of {manifest.source}",
+        facts=facts,
+        scores=results.rows(),
+        notes=notes,
+        figures=captions,
+        clusters=cards(final, store, parameters.evaluate.gallery),
+        published=published,
+        map=image_map(final.assignment, store, extras),
+        names=extras.names,
+        result=extras.result,
+        choice=extras.choice,
+        groups=groups_to_check(final.assignment, store),
+        skipped=skipped_by_reason(manifest),
+    )
 
 
 def benchmark(manifest: Manifest, clusters: int) -> Benchmark:
@@ -163,6 +181,7 @@ def summary(workspace: Workspace, results: Results, precision: str, notes: Seque
         lines.append(f"All features come from {precision} encoders (extract.precision).")
     lines += [
         "",
+        f"clusters     {len(results.first.sizes)}, by {METHODS[results.method]}",
         f"report       {workspace.report}",
         f"figures      {workspace.figures}/",
         f"assignments  {workspace.assignments}",
@@ -246,41 +265,3 @@ def listed(names: Sequence[str]) -> str:
     """The first ten names, and how many more there are."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _cards(result: Evaluation, store: Store, shown: int) -> list[ClusterCard]:
-    ratios = result.assignment.boundary_ratio
-    return [_card(result, store, ratios, cluster, members, shown) for cluster, members in enumerate(result.typical)]
-
-
-def _card(
-    result: Evaluation, store: Store, ratios: NDArray[np.float32], cluster: int, typical: list[int], shown: int
-) -> ClusterCard:
-    """What the page shows of a cluster, of which the most typical members come first."""
-
-    def label(index: int) -> str:
-        return "" if store.labels is None else store.class_name(int(store.labels[index]))
-
-    def sample(index: int) -> Sample:
-        other = int(result.assignment.next_cluster[index])
-        return Sample(
-            file=store.manifest.files[index],
-            pixels=np.asarray(store.images[index]),
-            boundary_ratio=float(ratios[index]),
-            label=label(index) or None,
-            next_cluster=None if other < 0 else other,
-        )
-
-    labels = Counter(sorted(name for name in map(label, typical) if name))
-    majority, most = labels.most_common(1)[0] if labels else (None, 0)
-    borderline = sorted(typical, key=lambda index: -ratios[index])
-    return ClusterCard(
-        number=cluster,
-        size=len(typical),
-        share=len(typical) / store.manifest.count,
-        uncertainty=float(ratios[typical].mean()) if typical else 0.0,
-        label=majority,
-        label_share=most / max(labels.total(), 1),
-        typical=[sample(index) for index in typical[:shown]],
-        borderline=[sample(index) for index in borderline[: shown // 2]] if len(result.centroids) > 1 else [],
-    )

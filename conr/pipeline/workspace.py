@@ -33,6 +33,8 @@ class Record(BaseModel):
         made: file in the folder of the record → SHA-256 of what was written.
         made_from: name of an artifact → what identified it, such as a SHA-256.
         precision: number format of the encoder, where there is one.
+        clusters: K, once it is settled.
+        method: of clustering, where there are clusters.
         parameters: key → value, of the stage that made it.
     """
 
@@ -42,6 +44,8 @@ class Record(BaseModel):
     made: dict[str, str]
     made_from: dict[str, str]
     precision: str | None = None
+    clusters: int | None = None
+    method: str | None = None
     parameters: dict[str, Any] | None = None
 
 
@@ -59,12 +63,31 @@ class TrainingFiles:
     """What a training stage leaves in a folder.
 
     Attributes:
-        weights: all weights, with what the networks are built from.
+        folder: of all of them.
+        weights: all weights, with what the networks are built from; those of heads on frozen features, too. There are
+            none where nothing was trained.
         log: one row per epoch.
+        encoder: a frozen backbone as ONNX, from uint8 images to unit vectors.
+        features: of all images by a frozen backbone, (N, D).
+        views: those of V random views of each image, (V, N, D).
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.weights, self.log = folder / "weights.safetensors", folder / "log.csv"
+        self.encoder, self.features, self.views = (
+            folder / name for name in ("encoder.onnx", "features.npy", "views.npy")
+        )
+
+    @property
+    def network(self) -> Path:
+        """The file that identifies the network: the weights, or a frozen backbone."""
+        return self.encoder if self.encoder.exists() else self.weights
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether this is a frozen backbone and its features, which no training has made."""
+        return self.encoder.exists() and not self.weights.exists()
 
 
 @dataclass(frozen=True)
@@ -85,16 +108,21 @@ class Workspace:
 
     store = _Below("artifacts/store", "The packed images, a folder.")
     refined = _Below("artifacts/finetune", "The folder of all seeds of group concordance, and its record.")
+    proposal = _Below("artifacts/finetune/clusters.json", "How the number of clusters was proposed, if it was.")
     encoder = _Below("artifacts/encoder.onnx", "The first seed's, as ONNX.")
     embedded = _Below("artifacts/embeddings", "The folder of all embeddings, and their record.")
     results = _Below("results", "The folder of all results, and the record of the centroids.")
     metrics = _Below("results/metrics.json", "The scores, for DVC.")
     summary = _Below("results/summary.txt", "The scores as text.")
     assignments = _Below("results/assignments.csv", "Which cluster each image is in.")
+    explorable = _Below("results/assignments.parquet", "The same with thumbnails and neighbors, for explorers.")
+    clusterer = _Below("results/clusterer.onnx", "Encoder and clusters as one ONNX file.")
+    names = _Below("cluster_names.csv", "Names of clusters, which people write.")
     centroids = _Below("results/centroids.npy", "Of the clusters, in the encoder's space.")
     report = _Below("results/report.html", "The page.")
     figures = _Below("results/figures", "The folder of figures.")
     plots = _Below("results/plots", "The folder of tables that DVC plots.")
+    proposals = _Below("results/proposals", "The folder of what `conr clusters` compared.")
     sweeps = _Below("results/sweeps", "The folder of figures over DVC's experiments.")
     ablation = _Below("results/ablation", "The folder of the ablation's table and curves.")
 

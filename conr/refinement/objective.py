@@ -27,7 +27,7 @@ class Refinement(Objective):
     """The ConNR loss, with pseudo labels and centroids from k-means after every epoch."""
 
     def __init__(self, context: Context, parameters: FinetuneStage) -> None:
-        settings, clusters = parameters.finetune, parameters.clusters
+        settings, clusters = parameters.finetune, parameters.number
         framework = framework_class(parameters.framework.name)(parameters.framework)
         terms: list[Term]
         if parameters.neighborhood.neighbors == "none":

@@ -2,14 +2,18 @@
 const $ = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".card")];
 const viewer = $("viewer");
-let opened = null; // the button whose image is in the viewer
+let opened = null; // the button whose image is in the viewer; null for an image of the map
+let opener = null; // what has the focus again when the viewer is closed
+let trail = []; // points of the map that were seen in the viewer, one from another
+let seen = -1; // which of them is shown
+let map = null; // what map.js offers, if the page has a map
 
 // Filter: a bare number means a cluster or a label, as long as one has it; otherwise names count too.
 function filter() {
   const query = $("filter").value.trim().toLowerCase();
   const number = query.match(/^(?:cluster\s*|#)?(\d+)$/);
   const exact = number && cards.filter((card) =>
-    card.dataset.number === number[1] || card.dataset.label === query);
+    card.dataset.number === number[1] || card.dataset.label === query || card.dataset.name === query);
   let shown = 0;
   for (const card of cards) {
     let found = false;
@@ -18,7 +22,8 @@ function filter() {
       thumb.classList.toggle("found", hit);
       found ||= hit;
     }
-    card.hidden = exact?.length ? !exact.includes(card) : !(found || card.dataset.label.includes(query));
+    const named = card.dataset.label.includes(query) || card.dataset.name.includes(query);
+    card.hidden = exact?.length ? !exact.includes(card) : !(found || named);
     shown += !card.hidden;
   }
   $("shown").textContent = query ? `${shown} of ${cards.length} clusters` : `${cards.length} clusters`;
@@ -38,21 +43,57 @@ function sort() {
   $("cards").append(...cards);
 }
 
-// The viewer: one dialog for thumbnails and figures; arrow keys walk through what is visible.
-function open(button) {
-  opened = button;
-  const image = button.querySelector("img");
-  const sample = button.classList.contains("thumb");
-  $("large").src = image.src;
-  $("large").alt = button.title;
-  $("large").className = sample ? `sample ${image.className}` : "";
-  $("name").textContent = button.title;
-  $("details").textContent = button.dataset.details;
-  if (!viewer.open) viewer.showModal();
+// The viewer: one dialog for thumbnails, figures and images of the map; arrow keys walk through what is visible.
+function show(source, title, details, kind, point) {
+  $("large").src = source;
+  $("large").alt = title;
+  $("large").className = kind;
+  $("name").textContent = title;
+  $("details").textContent = details;
+  map?.showNeighbors($("near"), point, visit);
+  $("previous").disabled = opened === null && seen === 0;
+  $("next").disabled = opened === null && seen === trail.length - 1;
+  if (!viewer.open) {
+    opener = document.activeElement;
+    viewer.showModal();
+  }
   viewer.scrollTop = 0;
 }
 
+function open(button) {
+  opened = button;
+  const image = button.querySelector("img");
+  const kind = button.classList.contains("thumb") ? `sample ${image.className}` : "";
+  show(image.src, button.title, button.dataset.details, kind, button.dataset.point ?? null);
+  if (button.dataset.point) map?.select(Number(button.dataset.point));
+}
+
+// Show an image of the map: from the map itself, or from a neighbor in the viewer.
+function visit(point) {
+  if (!viewer.open || opened) trail = opened?.dataset.point ? [Number(opened.dataset.point)] : [];
+  if (!viewer.open || opened) seen = trail.length - 1;
+  opened = null;
+  trail = [...trail.slice(0, seen + 1), point];
+  seen = trail.length - 1;
+  showPoint(point);
+}
+
+async function showPoint(point) {
+  map.select(point);
+  const thumb = document.querySelector(`.thumb[data-point="${point}"] img`); // larger than that of the map
+  const source = thumb?.src ?? await map.thumbnail(point);
+  const kind = thumb?.className ?? (map.pixelated ? "pixelated" : "");
+  show(source, map.file(point), map.details(point), `sample ${kind}`, point);
+}
+
 function step(by) {
+  if (!opened) {
+    const other = trail[seen + by];
+    if (other === undefined) return;
+    seen += by;
+    showPoint(other);
+    return;
+  }
   const kind = opened.classList.contains("thumb") ? ".thumb" : "figure button";
   const buttons = [...document.querySelectorAll(kind)].filter((button) => !button.closest("[hidden]"));
   open(buttons[(buttons.indexOf(opened) + by + buttons.length) % buttons.length]);
@@ -62,17 +103,19 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest(".thumb, figure button");
   if (button) open(button);
   else if (event.target === viewer) viewer.close(); // the backdrop
-  const link = event.target.closest(".card a");
+  const link = event.target.closest('a[href^="#cluster-"]');
   if (link && $(link.hash.slice(1))?.hidden) {
     $("filter").value = "";
     filter(); // before the browser scrolls there
   }
+  const dot = event.target.closest(".on-map");
+  if (dot) map?.only(Number(dot.closest(".card").dataset.number));
 });
 viewer.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") step(1);
   if (event.key === "ArrowLeft") step(-1);
 });
-viewer.addEventListener("close", () => opened.focus());
+viewer.addEventListener("close", () => opener?.focus());
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 

@@ -18,11 +18,13 @@ from PIL import Image
 
 from conr.evaluation.scores import AGREEMENT, SCORES, TABLE, MeanStd, Score
 from conr.files import write_text
+from conr.report.map import ImageMap
 from conr.report.published import Published
 
 LONGEST_EDGE, LONGEST_EDGE_OF_MANY = 128, 64  # pixels of a thumbnail
 MANY_SAMPLES = 1500  # from here on the smaller edge
 THUMBNAILS = 10_000_000  # bytes of all thumbnails with their markup: a browser is slow with much more
+BESIDE_A_MAP = 0.8  # of these bytes on a page with a map, which has thumbnails of its own
 MARKUP = 400  # bytes around a thumbnail, beside its file name
 PROBES = 100  # thumbnails from which the size of all is estimated
 LARGE_FIGURE = 300_000  # bytes of a PNG file from which a JPEG one is tried
@@ -39,6 +41,7 @@ class Sample:
         boundary_ratio: 0 on its cluster's centroid, 1 half-way to the next one.
         label: its label, if there is one.
         next_cluster: the second nearest cluster; None if no other one holds images.
+        image: its number in the store; None where it has none.
     """
 
     file: str
@@ -46,6 +49,7 @@ class Sample:
     boundary_ratio: float
     label: str | None
     next_cluster: int | None
+    image: int | None = None
 
     @property
     def is_small(self) -> bool:
@@ -110,6 +114,50 @@ class ScoreLine:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How the number of clusters was settled.
+
+    Attributes:
+        text: a sentence or two.
+        caption, figure: a curve as PNG file, if there is one.
+    """
+
+    text: str
+    caption: str = ""
+    figure: Path | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that should be looked at, for one reason.
+
+    Attributes:
+        title: the reason.
+        shown: an image, and the names of all files that have its pixels.
+        more: so many others are not shown.
+    """
+
+    title: str
+    shown: list[tuple[Sample, list[str]]]
+    more: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Files that are not in the store, for one reason.
+
+    Attributes:
+        reason: why.
+        count: how many files.
+        first: the name of the first.
+    """
+
+    reason: str
+    count: int
+    first: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows.
 
@@ -121,6 +169,12 @@ class Report:
         figures: caption and PNG file.
         clusters: in any order; the page sorts them.
         published: results that can be compared with this run; empty for no table.
+        map: the images in a plane; None for no map.
+        names: names of clusters that have one.
+        result: which of the scores are those of the clusters on the page, by name; None if all of them are.
+        choice: how the number of clusters was settled; None if the user gave it.
+        groups: images that should be looked at.
+        skipped: files that are not in the store, by reason.
     """
 
     title: str
@@ -130,6 +184,12 @@ class Report:
     figures: list[tuple[str, Path]]
     clusters: list[ClusterCard]
     published: list[Published] = field(default_factory=list)
+    map: ImageMap | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    result: str | None = None
+    choice: Choice | None = None
+    groups: list[Group] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
 
     def score_lines(self) -> list[ScoreLine]:
         """One line per score, with its meaning; the networks are columns."""
@@ -141,6 +201,19 @@ class Report:
         """The scores that are shown beside published ones; None without labels."""
         last = list(self.scores.values())[-1] if self.scores else {}
         return last if all(key in last for key in AGREEMENT) else None
+
+    def sections(self) -> list[tuple[str, str]]:
+        """Id and name of the parts of the page that have content."""
+        parts = (
+            ("images-map", "Map", self.map),
+            ("clusters", "Clusters", self.clusters),
+            ("scores", "Scores", self.scores),
+            ("published", "Published numbers", self.published and self.own),
+            ("figures", "Figures", self.figures),
+            ("choice", "Number of clusters", self.choice),
+            ("checks", "Images to check", self.groups or self.skipped),
+        )
+        return [(key, name) for key, name, content in parts if content]
 
     def clusters_by_size(self) -> list[ClusterCard]:
         """The largest first."""
@@ -164,7 +237,14 @@ def write_page(report: Report, path: Path) -> None:
         "thumbnail": thumbnails.uri,
         "file": _figure_uri,
     }
-    html = environment.get_template("page.html.jinja").render(report=report)
+    encoded = report.map.encoded(report.names) if report.map else None
+    html = environment.get_template("page.html.jinja").render(
+        report=report,
+        sections=report.sections(),
+        map=encoded,
+        points=report.map.point_of if report.map else {},
+        colors=encoded.colors if encoded else {},
+    )
     # A file name that is no valid text (Linux allows any bytes) must not stop the report.
     write_text(path, html, errors="replace")
 
@@ -198,11 +278,12 @@ class _Thumbnails:
 def _within_budget(report: Report, thumbnails: _Thumbnails) -> Report:
     """The same report, if its thumbnails are small enough; else with fewer of each cluster, and a note that says so."""
     samples = [sample for card in report.clusters for sample in (*card.typical, *card.borderline)]
+    limit = THUMBNAILS * (BESIDE_A_MAP if report.map else 1)
     probes = samples[:: max(len(samples) // PROBES, 1)]
     total = sum(map(thumbnails.size, probes)) / max(len(probes), 1) * len(samples)
-    if total <= 0.9 * THUMBNAILS and sum(map(thumbnails.size, samples)) <= THUMBNAILS:
+    if total <= 0.9 * limit and sum(map(thumbnails.size, samples)) <= limit:
         return report
-    share, left, cards = 0.9 * min(THUMBNAILS / total, 1), THUMBNAILS, []
+    share, left, cards = 0.9 * min(limit / total, 1), limit, []
     for card in report.clusters_by_size():
         typical = card.typical[: max(int(share * len(card.typical)), 1)]
         borderline = card.borderline[: int(share * len(card.borderline))]

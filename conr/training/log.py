@@ -11,9 +11,9 @@ REMEDY = "run its stage again"
 Row = dict[str, float | int | str | None]
 
 
-def write_log(path: Path, rows: Sequence[Mapping[str, float | str | None]]) -> None:
-    """Write a training log; a value that a row lacks stays empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def write_log(path: Path, rows: Sequence[Mapping[str, float | str | None]], empty: Sequence[str] = ()) -> None:
+    """Write a training log; a value that a row lacks stays empty. Without any row it has the columns of `empty`."""
+    columns = list(dict.fromkeys(name for row in rows for name in row)) or empty
     write_table(path, columns, ([row.get(name) for name in columns] for row in rows))
 
 

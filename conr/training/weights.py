@@ -35,7 +35,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    architecture: Literal["resnet18", "resnet34"] = "resnet18"
+    architecture: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     width: int = 64
     stem: Literal["cifar", "imagenet"] = "cifar"
     hidden: int = 4096

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -132,6 +133,9 @@ class Session:
     def __init__(self, in_reverse: bool = False) -> None:
         self.in_reverse, self.sizes = in_reverse, dict[int, int]()
         self.finished = defaultdict[int, threading.Event](threading.Event)
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        return SimpleNamespace(custom_metadata_map={})
 
     def get_providers(self) -> list[str]:
         return [PROVIDERS["cpu"]]

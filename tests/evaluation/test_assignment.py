@@ -45,6 +45,41 @@ def test_the_boundary_ratio_is_own_to_next_distance_and_that_of_training(cluster
     np.testing.assert_allclose(found.boundary_ratio, expected.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("clusters", [2, 3, 7])
+def test_of_clusters_that_are_known_only_the_distances_are_computed(
+    clusters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 8 * clusters)
+    embeddings, centroids = random_case(clusters)
+    known = np.random.default_rng(0).integers(0, clusters, len(embeddings))
+    found = assign(embeddings, centroids, known)
+    np.testing.assert_array_equal(found.clusters, known)
+    for row, embedding in enumerate(embeddings.tolist()):
+        distances = [math.dist(embedding, centroid) for centroid in centroids.tolist()]
+        own = distances[known[row]]
+        other, number = min((distances[number], number) for number in range(clusters) if number != known[row])
+        assert found.next_cluster[row] == number
+        assert found.own_distance[row] == pytest.approx(own, abs=1e-6)
+        assert found.next_distance[row] == pytest.approx(other, abs=1e-6)
+        assert found.boundary_ratio[row] == pytest.approx(1 - (other - own) / max(own, other), abs=1e-5)
+    assert found.boundary_ratio.max() > 1
+    expected = boundary_ratio(*map(torch.from_numpy, (embeddings, known, centroids)))
+    np.testing.assert_allclose(found.boundary_ratio, expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_names_and_positions_are_further_columns_of_the_table() -> None:
+    assignment = assign(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32))
+    positions = np.array([[1, 2], [np.nan, 0], [-0.12345, 4]], dtype=np.float32)
+    columns, rows = assignment.table(["a", "b", "c"], ["x", "y", ""], names={1: "=1", 2: "owls"}, positions=positions)
+    assert columns[-4:] == ["label", "name", "x", "y"]
+    assert [row[-4:] for row in rows] == [
+        ["x", "", "1.0000", "2.0000"],
+        ["y", "'=1", None, "0.0000"],
+        ["", "owls", "-0.1235", "4.0000"],
+    ]
+    assert assignment.table(["a", "b", "c"], names={})[0] == columns[:-4]
+
+
 def test_a_sample_on_a_centroid_and_one_half_way() -> None:
     embeddings = unit(np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]))
     found = assign(embeddings, np.eye(3, dtype=np.float32))

@@ -1,16 +1,12 @@
-"""The final clusters and their scores, and the map of the embeddings."""
-
-from collections.abc import Iterator
+"""The final clusters and their scores."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from conr.clustering.kmeans import kmeans
-from conr.evaluation import evaluate as module
 from conr.evaluation.agreement import label_scores
-from conr.evaluation.evaluate import MAP_POINTS, Evaluation, embedding_map, evaluate
+from conr.evaluation.evaluate import Evaluation, evaluate
 from conr.evaluation.scores import silhouette
 from conr.parameters.groups import Evaluate
 
@@ -175,55 +171,3 @@ def test_without_slices_everything_is_clustered_and_scored() -> None:
     plain = evaluated(embeddings, labels, clusters=4)
     np.testing.assert_array_equal(plain.centroids, everything.centroids)
     assert plain.scores == everything.scores
-
-
-# Map
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """t-SNE on a few points spends its time on waiting for threads, much of it on a busy machine."""
-    with threadpool_limits(1):
-        yield
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("count", [3, 9, 10, 15])
-def test_a_few_samples_are_all_on_the_map(count: int) -> None:
-    embeddings = unit(np.random.default_rng(count).normal(size=(count, 8)))
-    positions, chosen = embedding_map(embeddings, seed=0)
-    assert chosen.tolist() == list(range(count))
-    assert positions.shape == (count, 2)
-    assert positions.dtype == np.float32
-    assert np.isfinite(positions).all()
-    assert len(np.unique(positions, axis=0)) == count
-
-
-def test_the_map_of_many_samples_is_a_sorted_sample_without_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAP_POINTS == 2_000
-    monkeypatch.setattr(module, "MAP_POINTS", 9)
-    embeddings, _ = blobs()
-    positions, chosen = embedding_map(embeddings, seed=0)
-    assert positions.shape == (9, 2)
-    assert (np.diff(chosen) > 0).all()
-    assert 0 <= chosen[0] < chosen[-1] < len(embeddings)
-    assert chosen.tolist() != embedding_map(embeddings, seed=1)[1].tolist()
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("points", [9, 12])
-def test_the_map_follows_its_seed(monkeypatch: pytest.MonkeyPatch, points: int) -> None:
-    monkeypatch.setattr(module, "MAP_POINTS", points)
-    embeddings, _ = blobs()
-    first, again = (embedding_map(embeddings, seed=5) for _ in range(2))
-    np.testing.assert_array_equal(first[0], again[0])
-    np.testing.assert_array_equal(first[1], again[1])
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_blobs_stay_apart_on_the_map() -> None:
-    embeddings, labels = blobs()
-    positions, chosen = embedding_map(embeddings, seed=0)
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=2)
-    np.fill_diagonal(distances, np.inf)
-    assert (labels[chosen][distances.argmin(axis=1)] == labels[chosen]).mean() > 0.95

@@ -13,8 +13,9 @@ from embedded_run import embedded, groups, unit
 from project import table
 
 from conr.data.store import load_manifest, write_store
-from conr.evaluation.evaluate import Evaluation, embedding_map
+from conr.evaluation.evaluate import Evaluation
 from conr.evaluation.evaluate import evaluate as cluster
+from conr.evaluation.plane import embedding_map
 from conr.parameters.groups import Evaluate
 from conr.pipeline import evaluate as stage
 from conr.pipeline.evaluate import evaluate
@@ -22,7 +23,8 @@ from conr.pipeline.workspace import RECORD, Workspace
 from conr.report import figures
 
 NO_MAP = "There is no map of the images: their embeddings are all (nearly) equal."
-FILES = ["assignments.csv", "centroids.npy", "figures", "metrics.json", "plots", "record.json", "report.html"]
+FILES = ["assignments.csv", "assignments.parquet", "centroids.npy", "clusterer.onnx", "figures"]
+FILES += ["metrics.json", "plots", "record.json", "report.html"]
 FILES.append("summary.txt")
 
 
@@ -48,10 +50,17 @@ def test_equal_embeddings_have_no_map(count: int, dimension: int, noise: float) 
 def test_equal_images_are_one_point_of_the_map() -> None:
     plane = embedding_map(groups([20, 30, 5], noise=1e-7), seed=0)
     assert plane is not None
-    np.testing.assert_array_equal(plane[1], np.arange(55))
-    points, counts = np.unique(plane[0], axis=0, return_counts=True)
+    points, counts = np.unique(plane, axis=0, return_counts=True)
     assert sorted(counts) == [5, 20, 30]
     assert np.linalg.norm(points[:, None] - points[None], axis=2)[np.triu_indices(3, 1)].min() > 0.5
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 16])
+def test_two_images_have_a_map(dimension: int) -> None:
+    plane = embedding_map(unit(np.eye(2, dimension) - 0.5), seed=0)
+    assert plane is not None
+    assert plane.shape == (2, 2)
+    assert np.linalg.norm(plane[0] - plane[1]) > 0.5
 
 
 def test_results_of_equal_images_are_whole_and_say_what_they_are(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_neighbors_that_cannot_be_drawn_are_a_note(part: str, tmp_path: Path, mo
 
 def test_a_page_that_fails_is_a_short_page_and_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace, parameters = embedded(tmp_path, groups([12, 8, 4], noise=0.1))
-    monkeypatch.setattr("conr.pipeline.report._cards", broken)
+    monkeypatch.setattr("conr.pipeline.report.cards", broken)
     evaluate(workspace, parameters)
     assert names(workspace.results) == FILES
     note = "The page is incomplete: it could not be made (MemoryError: no canvas of that size)."

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from conr.models.resnet import Encoder
 
 
-@pytest.fixture(scope="module", params=["resnet18", "resnet34"])
+@pytest.fixture(scope="module", params=["resnet18", "resnet34", "resnet50"])
 def pair(request: pytest.FixtureRequest) -> tuple[Encoder, nn.Module]:
     """Our encoder and torchvision's network without its classifier, with its weights and statistics of its own."""
     torch.manual_seed(0)
@@ -67,16 +67,36 @@ def test_imagenet_stem_shrinks_images_at_once() -> None:
     assert feature_map(encoder, torch.rand(2, 3, 64, 64)) == (2, 32, 2, 2)
 
 
-def test_encoder_features_are_eight_times_as_wide_as_its_first_stage() -> None:
-    encoder = Encoder("resnet34", 5, "cifar")
-    assert encoder.features == 40
-    assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, 40)
+@pytest.mark.parametrize(("architecture", "features"), [("resnet34", 40), ("resnet50", 160)])
+def test_features_are_8_or_32_times_as_wide_as_the_first_stage(architecture: str, features: int) -> None:
+    encoder = Encoder(architecture, 5, "cifar")
+    assert encoder.features == features
+    assert encoder(torch.rand(2, 3, 8, 8)).shape == (2, features)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_maps_of_one_pixel_are_right_in_every_number_format(architecture: str, dtype: torch.dtype) -> None:
+    """oneDNN leaves what such a map does not reach of a kernel unset, where the stride is 2."""
+    torch.manual_seed(0)
+    encoder = Encoder(architecture, 4, "cifar")  # 4 pixels → 4 → 2 → 1 → 1
+    images = torch.rand(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert feature_map(encoder, images)[2:] == (1, 1)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        features = encoder(images)
+    features.float().square().sum().backward()
+    reached = torch.zeros(3, 3, dtype=torch.bool)
+    reached[1, 1] = True
+    for name, weight in encoder.layer4.named_parameters():
+        if weight.shape[2:] == (3, 3):
+            assert weight.grad is not None
+            assert torch.equal((weight.grad != 0).any(dim=(0, 1)), reached), name
 
 
 @pytest.mark.parametrize(
     ("architecture", "stem", "message"),
     [
-        ("resnet50", "cifar", "architecture must be one of resnet18, resnet34, not 'resnet50'"),
+        ("resnet101", "cifar", "architecture must be one of resnet18, resnet34, resnet50, not 'resnet101'"),
         ("resnet18", "mnist", "stem must be 'cifar' or 'imagenet', not 'mnist'"),
     ],
 )

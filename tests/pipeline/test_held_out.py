@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from conr.clustering.kmeans import kmeans
 from conr.data.store import load_manifest, open_store
 from conr.errors import Note
 from conr.evaluation.agreement import label_scores
-from conr.files import save_array
+from conr.files import copy_whole, save_array, sha256_of
 from conr.observer import Observer
 from conr.parameters import EvaluateStage, FinetuneStage, PretrainStage
 from conr.pipeline.checks import fit_batches
@@ -63,15 +64,16 @@ def test_only_the_training_part_is_trained_on(trained: tuple[Workspace, list[int
     assert sum(sizes) == TRAINED
 
 
-def embed_elsewhere(workspace: Workspace) -> NDArray[np.float32]:
+def embed_elsewhere(workspace: Workspace, encoder: Path) -> NDArray[np.float32]:
     """Write embeddings of all images as extract would: the held-out ones lie elsewhere."""
+    copy_whole(encoder, workspace.encoder)
     generator = np.random.default_rng(0)
     centers = generator.normal(size=(10, 16))
     centers[5:, 0] += 5
     which = np.concatenate([generator.integers(0, 5, TRAINED), generator.integers(5, 10, IMAGES - TRAINED)])
     points = centers[which] + 0.5 * generator.normal(size=(IMAGES, 16))
     units: NDArray[np.float32] = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
-    made_from = of_embeddings(workspace, load_manifest(workspace.store), 0) | {"encoder": "of these"}
+    made_from = of_embeddings(workspace, load_manifest(workspace.store), 0) | {"encoder": sha256_of(encoder)}
     paths = [workspace.embeddings(), workspace.embeddings(0)]
     for path in paths:
         save_array(path, units)
@@ -80,10 +82,10 @@ def embed_elsewhere(workspace: Workspace) -> NDArray[np.float32]:
 
 
 def test_centroids_are_of_the_training_part_and_scores_of_the_test_part(
-    trained: tuple[Workspace, list[int]], workspace: Workspace
+    trained: tuple[Workspace, list[int]], workspace: Workspace, encoder: Path
 ) -> None:
     workspace.borrow(trained[0], "artifacts/store", "artifacts/pretrain", "artifacts/finetune")
-    embeddings = embed_elsewhere(workspace)
+    embeddings = embed_elsewhere(workspace, encoder)
     evaluate(workspace, EvaluateStage.of(PARAMETERS))
     assert "fine-tuned (ConNR)" in workspace.summary.read_text()
     store = open_store(workspace.store)
@@ -95,7 +97,7 @@ def test_centroids_are_of_the_training_part_and_scores_of_the_test_part(
     )
     order = np.argsort(-np.bincount(expected.assignments, minlength=10), kind="stable")
     np.testing.assert_array_equal(np.load(workspace.centroids), expected.centroids[order])
-    assert json.loads((workspace.results / RECORD).read_text())["made_from"]["encoder"] == "of these"
+    assert json.loads((workspace.results / RECORD).read_text())["made_from"]["encoder"] == sha256_of(encoder)
 
     rows = table(workspace.assignments)
     assigned = np.array([int(row["cluster"]) for row in rows])

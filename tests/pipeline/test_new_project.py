@@ -33,8 +33,10 @@ def test_a_project_has_parameters_a_pipeline_and_a_folder_for_images(made: tuple
     assert (folder / "params.yaml").read_bytes() == preset_file("folder").read_bytes()
     assert read(folder / "params.yaml") == load_preset("folder")
     assert load(folder / "dvc.yaml") == load(TEMPLATE / "pipeline.yaml")
-    assert [path.name for path in (folder / "images").iterdir()] == [".gitkeep"]
-    names = {".git", ".gitignore", ".dvc", ".dvcignore", "params.yaml", "dvc.yaml", "images"}
+    for name in ("images", "backbones"):
+        assert [path.name for path in (folder / name).iterdir()] == [".gitkeep"]
+    names = {".git", ".gitignore", ".dvc", ".dvcignore", "params.yaml", "dvc.yaml", "images", "backbones"}
+    names.add("cluster_names.csv")
     assert {path.name for path in folder.iterdir()} == names
     assert said.startswith(f"{folder} is a project with the preset folder. Go there: cd {folder}\n")
     assert "set prepare.path to your images" in said
@@ -64,6 +66,8 @@ def test_what_a_run_makes_is_ignored_by_git_but_for_the_scores(made: tuple[Path,
         ".dvc/config",
         ".dvcignore",
         ".gitignore",
+        "backbones/.gitkeep",
+        "cluster_names.csv",
         "dvc.yaml",
         "images/.gitkeep",
         "params.yaml",

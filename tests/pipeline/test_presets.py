@@ -23,6 +23,8 @@ VALUES: dict[str, dict[str, Any]] = {
 ORDER = "seed seeds device precision clusters k k1 k2 fr prepare network framework neighborhood boundary views"
 ORDER += " optimizer pretrain finetune extract evaluate"
 
+FOLDERS = ("folder", "folder-scratch")
+
 # What a data set changes in the paper's recipe for CIFAR-10 (Sec. 4.1 and 4.2).
 RESNET34 = {"network.architecture": "resnet34", "network.stem": "imagenet"}
 BY_HAND = {"prepare.download": False}
@@ -51,7 +53,7 @@ def differences(name: str, other: str) -> dict[str, Any]:
 
 
 def test_there_is_a_preset_for_everything_that_is_promised() -> None:
-    assert set(FILES) == {"digits", "folder", "released-code", "cifar10-200", *DATA_SETS}
+    assert set(FILES) == {"digits", "folder", "folder-scratch", "released-code", "cifar10-200", *DATA_SETS}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -69,7 +71,7 @@ def test_comments_say_what_it_is_for(name: str) -> None:
     comments = [line for line in lines[:4] if line.startswith("# ")]
     assert lines[: len(comments)] == comments
     assert len(comments) in (2, 3)
-    assert name in ("digits", "folder") or any("not run here" in line for line in comments)
+    assert name in ("digits", *FOLDERS) or any("not run here" in line for line in comments)
 
 
 def test_cifar10_is_what_is_declared() -> None:
@@ -191,8 +193,8 @@ def test_it_says_what_to_do_next(name: str, target: Path) -> None:
     assert first == "There was no params.yaml; a new one was written."
     assert last.startswith(f"params.yaml is now the preset {name}. Next: ")
     assert "dvc repro" in last
-    assert ("prepare.path" in last) == (name == "folder")
-    assert ("prepare.root" in last) == (name not in ("digits", "folder"))
+    assert ("prepare.path" in last) == (name in FOLDERS)
+    assert ("prepare.root" in last) == (name not in ("digits", *FOLDERS))
     assert ("downloads" in last) == VALUES[name]["prepare.download"]
 
 

@@ -101,11 +101,13 @@ def test_scores_are_means_with_standard_deviations(finished: Workspace) -> None:
 
 def test_the_summary_has_a_row_for_each_seed_and_says_how_many(finished: Workspace) -> None:
     summary = finished.summary.read_text()
-    assert [line.split("  ")[0] for line in summary.splitlines()[1:5]] == [
-        "pretrained",
+    assert [line.split("  ")[0] for line in summary.splitlines()[1:7]] == [
+        "pretrained, k-means",
+        "pretrained, graph",
         "seed 4",
         "seed 3",
-        "fine-tuned (ConNR), mean",
+        "fine-tuned (ConNR), mean, graph",
+        "fine-tuned (ConNR), mean, k-means",
     ]
     assert "Mean ± standard deviation of 2 seeds of fine-tuning and k-means (4, 3)" in summary
     assert "Mean ± standard deviation of 2 seeds" in finished.report.read_text()

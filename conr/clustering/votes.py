@@ -1,0 +1,93 @@
+"""Clusters of new samples, by the votes of their nearest neighbors among those whose clusters are known."""
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from conr.observer import SILENT, Observer
+
+NEIGHBORS = 10  # that vote, at most
+SAME = 1 - 1e-6  # cosine from which a stored sample is taken for the new one: float32 rounds to about 1e-7
+NEAREST = 1e-3  # added to the distance 1 − s: closer neighbors do not count for more and more
+ROWS = 4096  # samples of one step
+
+
+def assign_by_neighbors(
+    embeddings: NDArray[np.float32],
+    stored: NDArray[np.float32],
+    clusters: NDArray[np.int64],
+    count: int,
+    *,
+    neighbors: int = NEIGHBORS,
+    observer: Observer = SILENT,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Assign samples to the clusters of their nearest neighbors among stored samples.
+
+    The rule, for a unit vector x and the unit vectors s_1 … s_N with clusters c_1 … c_N:
+
+    1. MatMul: similarities x · s_j. TopK: those of the n = min(neighbors, N) nearest, σ_1 ≥ … ≥ σ_n, with clusters
+       κ_1 … κ_n; of equal similarities the lower index first.
+    2. Weights w_i = 1 / (1.001 − min(σ_i, 1)). One-hot sum: votes v_c = Σ_i w_i [κ_i = c] / Σ_i w_i.
+    3. If σ_1 ≥ 1 − 1e-6 the sample is a stored one, and its cluster is κ_1; else it is the c of the largest v_c, of
+       equal ones the lowest. The confidence is v of that cluster.
+
+    Args:
+        embeddings: (M, D) float32 unit vectors.
+        stored: (N, D) float32 unit vectors.
+        clusters: (N,) int64, the cluster of each stored sample, from 0 to count − 1.
+        count: how many clusters there are.
+        neighbors: that vote; of fewer stored samples all.
+        observer: notified of every sample.
+
+    Returns:
+        (M,) int64 clusters and (M,) float32 confidences, from 1 / count to 1.
+
+    Raises:
+        ValueError: shapes that do not fit, nothing stored, a cluster out of range, features that are not finite.
+
+    >>> stored, clusters = numpy.eye(4, dtype="float32"), numpy.array([0, 0, 1, 1])
+    >>> found, confidence = conr.assign_by_neighbors(stored[2:3], stored, clusters, 2, neighbors=2)
+    >>> found.tolist(), confidence.round(2).tolist()
+    ([1], [1.0])
+    """
+    _check(embeddings, stored, clusters, count, neighbors)
+    number = min(neighbors, len(stored))
+    index = faiss.IndexFlatIP(stored.shape[1])
+    index.add(np.ascontiguousarray(stored, np.float32))
+    assigned, confidence = np.empty(len(embeddings), np.int64), np.empty(len(embeddings), np.float32)
+    with observer.task("assign", len(embeddings)):
+        for first in range(0, len(embeddings), ROWS):
+            rows = slice(first, first + ROWS)
+            scores, found = index.search(np.ascontiguousarray(embeddings[rows], np.float32), number)
+            order = np.lexsort((found, -scores), axis=1)
+            scores, voters = np.take_along_axis(scores, order, 1), clusters[np.take_along_axis(found, order, 1)]
+            votes = np.zeros((len(scores), count), np.float32)
+            np.add.at(
+                votes, (np.arange(len(scores))[:, None], voters), 1 / (1 + np.float32(NEAREST) - scores.clip(max=1))
+            )
+            votes /= votes.sum(1, keepdims=True)
+            assigned[rows] = np.where(scores[:, 0] >= SAME, voters[:, 0], votes.argmax(1))
+            confidence[rows] = np.take_along_axis(votes, assigned[rows, None], 1)[:, 0]
+            observer.step_done(len(scores))
+    return assigned, confidence
+
+
+def _check(
+    embeddings: NDArray[np.float32],
+    stored: NDArray[np.float32],
+    clusters: NDArray[np.int64],
+    count: int,
+    neighbors: int,
+) -> None:
+    if stored.ndim != 2 or not len(stored):
+        raise ValueError(f"stored must have shape (N, D) with at least one sample, got {stored.shape}")
+    if embeddings.ndim != 2 or embeddings.shape[1] != stored.shape[1]:
+        raise ValueError(f"embeddings must have shape (M, {stored.shape[1]}), got {embeddings.shape}")
+    if clusters.shape != (len(stored),):
+        raise ValueError(f"clusters must have shape ({len(stored)},), got {clusters.shape}")
+    if clusters.min() < 0 or clusters.max() >= count:
+        raise ValueError(f"clusters must lie between 0 and {count - 1}, got {clusters.min()} to {clusters.max()}")
+    if neighbors < 1:
+        raise ValueError(f"neighbors = {neighbors} must be at least 1")
+    if not (np.isfinite(embeddings).all() and np.isfinite(stored).all()):
+        raise ValueError("embeddings and stored must be finite")

@@ -168,7 +168,7 @@ def test_other_numbers_are_compared_in_seconds(clustered: tuple[Path, str], tmp_
     said = run(own, "conr", "clusters", "2-6")
     assert "clusters proposed (" in said
     assert {path.name for path in Workspace.at(own).proposals.iterdir()} == {"clusters.json", "clusters.png"}
-    assert "set clusters" in run_conr(own, "clusters", "--help").stdout.lower()
+    assert "Set clusters" in " ".join(run_conr(own, "clusters", "--help").stdout.split())
     run(own, "conr", "clusters", "5")
     assert len(np.load(own / "results/centroids.npy")) == 5
 

@@ -106,7 +106,7 @@ PRETRAIN: dict[str, list[Switch] | str] = {
     "device": ELSEWHERE,  # "auto" is the CPU where there is nothing else: test_compute.py
     "precision": [Switch("bfloat16", "1.1 projections")],
     "network.backbone": ELSEWHERE,  # the weights that an encoder starts from: test_starting_weights.py
-    "network.encoder": ELSEWHERE,  # frozen, nothing is trained: test_frozen.py
+    "network.encoder": ELSEWHERE,  # frozen, nothing is trained: test_frozen_backbone.py
     "network.architecture": [Switch("resnet34", "0.0 encoder")],
     "network.width": [Switch(8, "0.0 encoder")],
     "network.stem": [Switch("imagenet", "0.0 encoder")],
@@ -145,7 +145,7 @@ PRETRAIN: dict[str, list[Switch] | str] = {
     "optimizer.target_schedule": [Switch("constant", "1.2 target weights")],
     "pretrain.epochs": [Switch(3, "3.0 centroids")],  # the first of one more epoch
     "pretrain.batch_size": [Switch(16, "1.1 batch")],
-    "pretrain.cached_views": ELSEWHERE,  # of a frozen backbone: test_frozen.py
+    "pretrain.cached_views": ELSEWHERE,  # of a frozen backbone: test_frozen_backbone.py
     "pretrain.crop_scale": [Switch(0.5, "1.1 view 1 crop")],
     "pretrain.predictor_lr_scale": [Switch(1.0, "1.1 learning rate of predictor")],
     "pretrain.scattering": [

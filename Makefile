@@ -4,9 +4,9 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 BENCH_READY := $(ENVIRONMENT)/.bench_ready
 INSTALL := $(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-SPEED := training-step neighborhood clustering extraction prepare startup estimate
+SPEED := training-step neighborhood clustering graph extraction prepare startup estimate page
 TABLES := digits frameworks long-tail
-BENCHMARKS := $(SPEED) photos cifar10 bit-equal gpu
+BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 .NOTPARALLEL:
@@ -33,14 +33,17 @@ bench: $(SPEED:%=bench-%)  ## All comparisons of speed, about 25 minutes on two 
 bench-training-step:  ## The training step against lightly's BYOL
 bench-neighborhood:  ## ConAff against the published procedure, in a batch and over a data set
 bench-clustering:  ## k-means against scikit-learn and faiss
+bench-graph:  ## Clusters of the graph: time, memory, the index, the entries of a row: ARGS='--sizes 500000'
 bench-extraction:  ## ONNX in float32 and int8 against PyTorch
 bench-prepare:  ## Packing images against torchvision's ImageFolder
 bench-startup:  ## conr --help, and a dvc repro with nothing to do
 bench-estimate:  ## conr estimate against what a training takes
+bench-page:  ## The report's page of 60,000 images: to make it, and to open it in a browser
 bench-digits:  ## Table of the README: digits, five seeds
 bench-frameworks:  ## Table of docs/experiments.md: ConNR on other self-supervised frameworks, digits, five seeds
 bench-long-tail:  ## Table of docs/experiments.md: long-tailed digits, five seeds
 bench-photos:  ## Tables of docs/photos.md: k-means beside the graph on labeled image sets: ARGS='--cifar10 FOLDER'
+bench-choose-k:  ## Table of docs/lab/choosing-k.md: criteria for K, after bench-photos: ARGS='--cifar10 FOLDER'
 bench-cifar10:  ## CIFAR-10 as image files, a small network on the CPU: ARGS='--images FOLDER'
 bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit COMMIT'
 stress: $(READY)  ## Kills, full disks, damaged files and two of everything at once; an hour, run it again to resume

@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         changes = {**assignments(CHANGES.split()), "prepare.path": str(given.images)}
-        workspace, parameters, turns = Workspace.at(folder), load_preset("folder").changed(changes), Turns()
+        workspace, parameters, turns = Workspace.at(folder), load_preset("folder-scratch").changed(changes), Turns()
         for stage in STAGES:
             found = turns.measure(partial(run, stage, workspace, parameters))
             print(f"{stage}: {turns.wall[-1]:.0f} s", flush=True)

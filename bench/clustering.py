@@ -48,12 +48,12 @@ def main() -> None:
     print(f"\n{between_epochs(epochs=5)}")
 
 
-def synthetic(count: int, clusters: int) -> np.ndarray:
-    """(N, 256) unit vectors near a space of 16 dimensions, in clusters that overlap."""
+def synthetic(count: int, clusters: int, dimension: int = 256) -> np.ndarray:
+    """(N, D) unit vectors near a space of 16 dimensions, in clusters that overlap."""
     random = np.random.default_rng(0)
     low = random.normal(size=(clusters, 16))[random.integers(0, clusters, count)]
     low += 0.7 * random.normal(size=low.shape)
-    features = low @ random.normal(size=(16, 256)) / 4 + 0.05 * random.normal(size=(count, 256))
+    features = low @ random.normal(size=(16, dimension)) / 4 + 0.05 * random.normal(size=(count, dimension))
     return normalize(features).astype(np.float32)
 
 

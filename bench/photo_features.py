@@ -3,10 +3,13 @@
 - pixels: at most 16 pixels high and wide, in [0, 1].
 - colors: the square root of a histogram with 6 × 6 × 6 bins, whose products are Bhattacharyya coefficients.
 - Lite0: conr's frozen EfficientNet-Lite0.
+- Lite0 + ConNR: the same after ConNR has trained heads on it with four views of each image, by seed.
 - BYOL and ConNR: from scratch, by seed, with the preset digits, before and after ConNR.
 """
 
-from collections.abc import Callable, Mapping
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,15 @@ from PIL import Image
 from conr import Workspace, load_preset
 from conr.data.store import open_store
 from conr.files import save_array
+from conr.models.cluster_heads import load_head
+from conr.pipeline.cluster_folder import REFINEMENT
 from conr.training.log import read_log
 
 Features = NDArray[np.float32]
 
-PIXELS, COLORS, FROZEN, BYOL, CONNR = "pixels", "colors", "Lite0", "BYOL", "ConNR"
-EMBEDDINGS = (FROZEN, BYOL, CONNR)  # unit vectors
-TRAINED = (BYOL, CONNR)  # one for each seed
+PIXELS, COLORS, FROZEN, HEADS, BYOL, CONNR = "pixels", "colors", "Lite0", "Lite0 + ConNR", "BYOL", "ConNR"
+EMBEDDINGS = (FROZEN, HEADS, BYOL, CONNR)  # unit vectors
+TRAINED = (HEADS, BYOL, CONNR)  # one for each seed
 NAMES = (PIXELS, COLORS, *EMBEDDINGS)
 BACKBONE = {"network.backbone": "efficientnet-lite0"}
 THUMBNAIL, BINS = 16, 6
@@ -64,9 +69,31 @@ def colors(workspace: Workspace) -> Features:
 
 def frozen(workspace: Workspace) -> Features:
     """Those of the network that conr has ready."""
-    manifest = open_store(workspace.store).manifest
-    run("pretrain", workspace, load_preset("folder").changed({**BACKBONE, "prepare.image_size": manifest.image_size}))
-    return np.load(workspace.root / "artifacts/pretrain/features.npy")
+    size = open_store(workspace.store).manifest.image_size
+    run("pretrain", workspace, load_preset("folder").changed({**BACKBONE, "prepare.image_size": size}))
+    return np.load(workspace.pretrained.features)
+
+
+def refine(folder: Path, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
+    """Train heads on the frozen features of a set with every seed; returns what each took, views included."""
+    workspace = Workspace.at(folder / "heads")
+    workspace.borrow(Workspace.at(folder), "artifacts/store")
+    manifest, found = open_store(workspace.store).manifest, {}
+    changes = {
+        **BACKBONE,
+        **REFINEMENT,
+        "prepare.image_size": manifest.image_size,
+        "clusters": len(manifest.class_names),
+    }
+    parameters = load_preset("folder").changed(changes)
+    _, views = measured(lambda: run("pretrain", workspace, parameters))
+    features = np.load(workspace.pretrained.features)
+    for seed in seeds:
+        _, cost = measured(partial(run, "finetune", workspace, parameters.changed({"seed": seed})))
+        save_array(path(folder, HEADS, seed), load_head(workspace.finetuned(seed).weights).embed(features))
+        found[seed] = {name: cost[name] + views[name] for name in ("wall", "processor")}
+        found[seed]["memory"] = max(cost["memory"], views["memory"])
+    return found
 
 
 def train(folder: Path, seed: int) -> Mapping[str, dict[str, float]]:
@@ -90,9 +117,17 @@ def train(folder: Path, seed: int) -> Mapping[str, dict[str, float]]:
 
 def measured(call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What a call returns and takes: seconds on the clock and of the processor, MB on top of what the process has."""
+    forget_memory()
     before, turns = memory("VmRSS"), Turns()
     found = turns.measure(call)
     return found, {"wall": turns.wall[0], "processor": turns.processor[0], "memory": max(memory("VmHWM") - before, 0.0)}
+
+
+def forget_memory() -> None:
+    """Give back to the system what earlier calls have freed, and have VmHWM start from now, where that can be done."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory(name: str) -> float:

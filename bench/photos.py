@@ -2,23 +2,25 @@
 
     make bench-photos                                     # digits, and the sets that are installed
     make bench-photos ARGS='--cifar10 FOLDER'             # CIFAR-10's 10,000 test images, too
+    make bench-photos ARGS='--heads'                      # and heads on the frozen features, which take longest
 
 Sets are those of photo_sets.py, features those of photo_features.py; a set that is missing is skipped, with a line that
 says what it needs. Each is clustered into as many clusters as it has classes, with 5 seeds. A long-tailed set is drawn
 with 5 seeds: its largest class is ten times the smallest, and chance orders the classes. k-means has 40
-initializations, on the unit sphere for embeddings and plain for pixels and colors; the graph has its own defaults.
-Labels choose the long-tailed images and enter the scores; they steer nothing.
+initializations on the unit sphere for embeddings, and 10 plain ones for pixels and colors; the graph has its own
+defaults; auto is the one of the two that conr.choose_method chooses. Labels choose the long-tailed images and enter the
+scores; they steer nothing.
 
 Results are kept in STATE/rows.jsonl, a line for each seed, and features beside it: run the same command to resume.
-After a change of code or images delete the lines in question, or STATE. As many processes as cores run side by side,
-each with one thread.
+After a change of code or images delete the lines in question, or STATE. As many processes as cores (--jobs) run side by
+side, each with one thread.
 """
 
 import json
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import suppress
 from functools import partial
 from itertools import groupby, product
@@ -28,29 +30,31 @@ from typing import Any
 import numpy as np
 import photo_features
 import photo_sets
-from common import ROOT, head, in_process, line, parser
+from common import ROOT, head, line, parser
 from numpy.typing import NDArray
-from photo_features import BYOL, COLORS, CONNR, EMBEDDINGS, FROZEN, PIXELS, TRAINED, Features
+from photo_features import BYOL, COLORS, CONNR, EMBEDDINGS, FROZEN, HEADS, PIXELS, TRAINED, Features
 from photo_sets import ImageSet, MissingSetError
 
-from conr import Workspace, kmeans, label_scores
+from conr import Workspace, choose_method, kmeans, label_scores
 from conr.clustering import graph_clusters
 from conr.data.long_tail import long_tail
 from conr.data.store import open_store
 from conr.evaluation.scores import SCORES, MeanStd
 from conr.files import write_text
-from conr.processes import cores
+from conr.processes import Workers, cores
 
 Labels = NDArray[np.int64]
 Key = tuple[str, str, str]  # images, features, method
 Row = dict[str, Any]  # a line of results
 Work = Callable[[], list[Row]]
+Cost = dict[str, float]
 
-KMEANS, GRAPH, FEATURES = "k-means", "graph", "features"  # methods; the last: what it took to compute features
+KMEANS, GRAPH, AUTO = METHODS = "k-means", "graph", "auto"
+FEATURES = "features"  # in the place of a method: what it took to compute them
 TAILED, TAIL, RATIO = ("digits", "CIFAR-10"), ", long tail", 10.0  # sets that are drawn from, too
-N_INIT = 40
+N_INIT, N_INIT_PIXELS = 40, 10  # of k-means on embeddings, and on pixels and colors
 SHOWN = ("acc", "nmi", "ari", "class_acc")
-COSTS = {"wall": "clustering, s", "processor": "processor, s", "memory": "memory, MB"}
+COSTS = ("features, processor s", "clustering, processor s", "memory, MB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,14 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags.add_argument("--photos", type=Path, help="images of yours, in a folder for each class")
     flags.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     flags.add_argument("--state", type=Path, default=ROOT / ".conr/photos", help="folder of what is finished")
+    flags.add_argument("--heads", action="store_true", help="also refine the frozen features with ConNR")
+    flags.add_argument("--jobs", type=int, default=cores(), help="processes side by side")
     given = flags.parse_args(arguments)
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # of the processes
-    file, sets = given.state / "rows.jsonl", list(available(given.cifar10, given.photos))
+    file = given.state / "rows.jsonl"
     write_text(file, "".join(f"{json.dumps(row)}\n" for row in read_rows(file)))
-    for images in sets:
-        images.pack(Workspace.at(given.state / images.name))
-    side_by_side([*trainings(given.state, sets, given.seeds), *embeddings(given.state, sets)], file)
-    side_by_side(clusterings(given.state, sets, given.seeds, read_rows(file)), file)
+    with Workers(given.jobs, warm_up, kill_on_error=True) as pool:
+        for images in available(given.cifar10, given.photos):
+            folder = given.state / images.name
+            images.pack(Workspace.at(folder))
+            kinds = features_of(images.name, given.heads)
+            side_by_side(pool, feature_works(folder, kinds, given.seeds), file)
+            side_by_side(pool, clusterings(folder, kinds, given.seeds, read_rows(file)), file)
     found = tables(read_rows(file))
     write_text(given.state / "tables.md", found)
     print(found)
@@ -89,38 +98,33 @@ def available(cifar10: Path | None, photos: Path | None) -> Iterator[ImageSet]:
             print(f"skipped {name}: {error}", flush=True)
 
 
-def features_of(images: ImageSet) -> tuple[str, ...]:
+def features_of(name: str, heads: bool) -> tuple[str, ...]:
     """The features of a set that are clustered. The digits have no colors, and are learned from scratch."""
-    return (PIXELS, FROZEN, BYOL, CONNR) if images.name == "digits" else (PIXELS, COLORS, FROZEN)
+    own = (PIXELS, FROZEN, BYOL, CONNR) if name == "digits" else (PIXELS, COLORS, FROZEN)
+    return (*own, HEADS) if heads else own
 
 
-def trainings(state: Path, sets: Sequence[ImageSet], seeds: Sequence[int]) -> Iterator[Work]:
-    """The networks that are missing."""
-    for images, seed in product(sets, seeds):
-        folder = state / images.name
-        if CONNR in features_of(images) and not photo_features.path(folder, CONNR, seed).exists():
-            yield partial(train, folder, seed)
+def feature_works(folder: Path, kinds: Sequence[str], seeds: Sequence[int]) -> Iterator[Work]:
+    """The features of a set that are missing."""
+    for features in kinds:
+        wanted = seeds if features in TRAINED else (0,)
+        missing = [seed for seed in wanted if not photo_features.path(folder, features, seed).exists()]
+        if features == HEADS and missing:
+            yield partial(refine, folder, missing)
+        elif features == CONNR:
+            yield from (partial(train, folder, seed) for seed in missing)
+        elif features != BYOL:  # which comes with ConNR
+            yield from (partial(compute, folder, features) for _ in missing)
 
 
-def embeddings(state: Path, sets: Sequence[ImageSet]) -> Iterator[Work]:
-    """The features without seeds that are missing."""
-    for images in sets:
-        for features in features_of(images):
-            folder = state / images.name
-            if features not in TRAINED and not photo_features.path(folder, features, 0).exists():
-                yield partial(compute, folder, features)
-
-
-def clusterings(state: Path, sets: Sequence[ImageSet], seeds: Sequence[int], rows: Sequence[Row]) -> Iterator[Work]:
-    """Set, features and method, each with the seeds that are missing."""
+def clusterings(folder: Path, kinds: Sequence[str], seeds: Sequence[int], rows: Sequence[Row]) -> Iterator[Work]:
+    """The clusterings of a set that are missing."""
     done = {(*key_of(row), row["seed"]) for row in rows}
-    for images in sets:
-        tails = ("", TAIL) if images.name in TAILED else ("",)
-        for tail, features, method in product(tails, features_of(images), METHODS):
-            key = (images.name + tail, features, method)
-            missing = [seed for seed in seeds if (*key, seed) not in done]
-            if missing:
-                yield partial(cluster, state / images.name, key, missing)
+    tails = ("", TAIL) if folder.name in TAILED else ("",)
+    for features, tail, seed in product(kinds, tails, seeds):
+        missing = [method for method in METHODS if (folder.name + tail, features, method, seed) not in done]
+        if missing:
+            yield partial(cluster, folder, folder.name + tail, features, seed, missing)
 
 
 def key_of(row: Row) -> Key:
@@ -140,35 +144,51 @@ def train(folder: Path, seed: int) -> list[Row]:
     return [row_of((folder.name, features, FEATURES), seed, cost) for features, cost in found.items()]
 
 
+def refine(folder: Path, seeds: Sequence[int]) -> list[Row]:
+    """Refine frozen features with every seed; the lines say what that took."""
+    found = photo_features.refine(folder, seeds)
+    return [row_of((folder.name, HEADS, FEATURES), seed, cost) for seed, cost in found.items()]
+
+
 def compute(folder: Path, features: str) -> list[Row]:
     """Compute features; the line says what that took."""
     return [row_of((folder.name, features, FEATURES), 0, photo_features.compute(folder, features))]
 
 
-def cluster(folder: Path, key: Key, seeds: Sequence[int]) -> list[Row]:
-    """Cluster features with every seed."""
-    rows, manifest = [], open_store(Workspace.at(folder).store).manifest
+def cluster(folder: Path, name: str, features: str, seed: int, methods: Sequence[str]) -> list[Row]:
+    """Cluster features with a seed; a line for each method has scores and costs. Auto costs what both do."""
+    manifest = open_store(Workspace.at(folder).store).manifest
     labels, clusters = np.array(manifest.labels), len(manifest.class_names)
-    name, features, method = key
-    for seed in seeds:
-        kept = drawn(labels, seed) if name.endswith(TAIL) else np.arange(len(labels))
-        chosen = np.load(photo_features.path(folder, features, seed))[kept]
-        found, cost = photo_features.measured(partial(METHODS[method], chosen, clusters, seed, features in EMBEDDINGS))
-        rows.append(row_of(key, seed, {"count": len(kept)}, label_scores(labels[kept], found), cost))
+    kept = drawn(labels, seed) if name.endswith(TAIL) else np.arange(len(labels))
+    chosen = np.load(photo_features.path(folder, features, seed))[kept]
+    rows = []
+    for method, (found, cost) in clustered(chosen, clusters, seed, features in EMBEDDINGS).items():
+        if method in methods:
+            rows.append(
+                row_of((name, features, method), seed, {"count": len(kept)}, label_scores(labels[kept], found), cost)
+            )
     return rows
 
 
-def by_kmeans(features: Features, clusters: int, seed: int, spherical: bool) -> Labels:
-    """The clusters that k-means finds."""
-    return kmeans(features, clusters, seed=seed, n_init=N_INIT, spherical=spherical).assignments
+def clustered(features: Features, clusters: int, seed: int, embedded: bool) -> dict[str, tuple[Labels, Cost]]:
+    """The clusters of every method, and what they cost."""
+    n_init = N_INIT if embedded else N_INIT_PIXELS
+    by_kmeans, cost = photo_features.measured(
+        lambda: kmeans(features, clusters, seed=seed, n_init=n_init, spherical=embedded).assignments
+    )
+    by_graph, other = photo_features.measured(lambda: graph_clusters(features, clusters, seed=seed).assignments)
+    units = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=np.finfo(np.float32).tiny)
+    chosen = by_graph if choose_method(units, by_kmeans, by_graph) == GRAPH else by_kmeans
+    both = {name: cost[name] + other[name] for name in ("wall", "processor")}
+    both["memory"] = max(cost["memory"], other["memory"])
+    return {KMEANS: (by_kmeans, cost), GRAPH: (by_graph, other), AUTO: (chosen, both)}
 
 
-def by_graph(features: Features, clusters: int, seed: int, spherical: bool) -> Labels:
-    """The clusters of the ConAff graph, which compares directions."""
-    return graph_clusters(features, clusters, seed=seed).assignments
-
-
-METHODS = {KMEANS: by_kmeans, GRAPH: by_graph}
+def warm_up() -> None:
+    """Load what clustering needs, so that the first one does not pay for it."""
+    points = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+    for found, _ in clustered(points, 2, 0, True).values():
+        label_scores(found, np.arange(100) % 2)
 
 
 def drawn(labels: Labels, seed: int) -> NDArray[np.int64]:
@@ -178,17 +198,13 @@ def drawn(labels: Labels, seed: int) -> NDArray[np.int64]:
     return np.sort(order[long_tail(ranks[labels[order]].tolist(), RATIO)])
 
 
-def side_by_side(works: Iterable[Work], file: Path) -> None:
-    """Do each in a process of its own, as many at a time as there are cores; keep the lines of each at once."""
-    threads = ThreadPoolExecutor(cores())
-    try:
-        for future in as_completed([threads.submit(in_process, work) for work in works]):
-            with file.open("a", encoding="utf-8") as lines:
-                lines.writelines(f"{json.dumps(row)}\n" for row in future.result())
-            last = future.result()[-1]
-            print(f"{', '.join(key_of(last))}: {last['wall']:.1f} s", flush=True)
-    finally:
-        threads.shutdown(cancel_futures=True)
+def side_by_side(pool: Workers, works: Iterable[Work], file: Path) -> None:
+    """Do each in a process of the pool; keep the lines of each at once."""
+    for future in as_completed([pool.submit(work) for work in works]):
+        with file.open("a", encoding="utf-8") as lines:
+            lines.writelines(f"{json.dumps(row)}\n" for row in future.result())
+        last = future.result()[-1]
+        print(f"{', '.join(key_of(last))}, seed {last['seed']}: {last['wall']:.1f} s", flush=True)
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -204,17 +220,26 @@ def tables(rows: Sequence[Row]) -> str:
     """A row for every set, features and method, then what the graph gains over k-means, as Markdown."""
     found = {key: list(group) for key, group in groupby(sorted(rows, key=order_of), key_of)}
     titles = [SCORES[score].title for score in SHOWN]
-    text = [head("images", "number", "features", "clusters", "ACC, median", *titles, "features, s", *COSTS.values())]
+    text = [head("images", "number", "features", "clusters", "ACC, median", *titles, *COSTS)]
     text += [line(*cells(key, found)) for key in found if key[2] != FEATURES]
-    text += ["", "The graph's mean less that of k-means, in points:", "", head("images", "features", *titles)]
-    gains = []
-    for name, features, method in found:
-        if method == GRAPH and (name, features, KMEANS) in found:
-            both = [found[name, features, method] for method in METHODS]
-            gains.append([100 * (mean(both[1], score) - mean(both[0], score)) for score in SHOWN])
-            text.append(line(name, features, *(f"{gain:+.1f}" for gain in gains[-1])))
-    text.append(line("mean", "", *(f"{statistics.mean(column):+.1f}" for column in zip(*gains, strict=True))))
+    for method in (GRAPH, AUTO):
+        text += gains(method, found)
     return "\n".join(text) + "\n"
+
+
+def gains(method: str, found: Mapping[Key, Sequence[Row]]) -> list[str]:
+    """What a method gains over k-means."""
+    titles = [SCORES[score].title for score in SHOWN]
+    text = ["", f"The mean of {method} less that of k-means, in points:", "", head("images", "features", *titles)]
+    columns = []
+    for name, features, own in found:
+        if own == method and (name, features, KMEANS) in found:
+            before, after = found[name, features, KMEANS], found[name, features, method]
+            columns.append([100 * (mean(after, score) - mean(before, score)) for score in SHOWN])
+            text.append(line(name, features, *(f"{gain:+.1f}" for gain in columns[-1])))
+    if columns:
+        text.append(line("mean", "", *(f"{statistics.mean(column):+.1f}" for column in zip(*columns, strict=True))))
+    return text
 
 
 def cells(key: Key, found: Mapping[Key, Sequence[Row]]) -> Iterator[str]:
@@ -229,8 +254,8 @@ def cells(key: Key, found: Mapping[Key, Sequence[Row]]) -> Iterator[str]:
         f"{statistics.median(row['acc'] for row in rows):.3f}",
     )
     yield from (f"{MeanStd.of(row[score] for row in rows):.3f}" for score in SHOWN)
-    yield f"{mean(before, 'wall'):.1f}" if before else ""
-    yield from (f"{mean(rows, 'wall'):.2f}", f"{mean(rows, 'processor'):.2f}")
+    yield f"{mean(before, 'processor'):.1f}" if before else ""
+    yield f"{mean(rows, 'processor'):.2f}"
     yield f"{max(row['memory'] for row in rows):,.0f}"
 
 

@@ -23,7 +23,7 @@ from .console import show_cursor
 
 SHOWN = 3  # skipped files that are named
 NAMED = 8  # folders
-DONE = {"none": "copied", "hard": "hard links", "symbolic": "symbolic links"}
+DONE = {"none": "copied into", "hard": "hard links in", "symbolic": "symbolic links in"}
 
 
 def assign(
@@ -42,7 +42,7 @@ def assign(
     if done.precision == "int8":
         lines.append("by an int8 encoder (extract.precision)")
     if sort_into is not None:
-        lines.append(f"{DONE[link]} in one folder per cluster in {sort_into.resolve()}")
+        lines.append(f"{DONE[link]} one folder per cluster in {sort_into.resolve()}")
     if done.broken:
         lines.append(f"{len(done.broken):,} images cannot be read, the first: {_named(done.broken[0])}")
     if done.skipped:
@@ -58,7 +58,7 @@ def sort(workspace: Workspace, parameters: Parameters, target: Path, link: Link,
     if parameters.prepare.source != "folder":
         raise UserError(f"prepare.source = {parameters.prepare.source}: only the files of a folder can be sorted")
     folders = sort_run(workspace, Path(parameters.prepare.path), target, link, observer)
-    return f"{DONE[link]} in {len(folders)} folders in {target.resolve()}: {', '.join(folders[:NAMED])}" + (
+    return f"{DONE[link]} {len(folders)} folders in {target.resolve()}: {', '.join(folders[:NAMED])}" + (
         " …" if len(folders) > NAMED else ""
     )
 

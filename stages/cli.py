@@ -37,7 +37,6 @@ LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("p
 
 LinkName = Literal["none", "hard", "symbolic"]
 LINKS = "none: copy; hard or symbolic: link instead"
-
 app = typer.Typer(
     name="conr",
     no_args_is_help=True,
@@ -222,7 +221,7 @@ def cluster(
 ) -> None:
     """Sort a folder of photos into groups: one command, minutes, no labels, no git.
 
-    It makes a project, in which you can change params.yaml and run all other commands. Run it again to resume.
+    It makes a project, for params.yaml and all other commands. Run it again to resume.
     """
     run("cluster", folder, clusters, output, backbone, refine, labels)
 
@@ -231,10 +230,7 @@ def cluster(
 def clusters(
     number: Annotated[str, typer.Argument(metavar="K|auto|A-B", help="A number, or candidates such as 2-40")],
 ) -> None:
-    """Compare numbers of clusters without labels and make the results with the proposed one, in seconds.
-
-    The embeddings stay as they are. Set clusters in params.yaml to keep the number.
-    """
+    """Compare numbers of clusters without labels and make the results with one. Set clusters to keep it."""
     from conr.pipeline import params_file
 
     run("clusters", params_file.read(), number)

@@ -12,7 +12,8 @@ def run(workspace: Workspace, parameters: FinetuneStage, observer: Observer) -> 
     logs = finetune(workspace, parameters, observer)
     lines = []
     if isinstance(parameters.clusters, str):
-        lines.append(f"{settled(workspace, parameters).clusters} clusters proposed; why is in {workspace.proposal}")
+        why = f" proposed; why is in {workspace.proposal}" if workspace.proposal.exists() else ""
+        lines.append(f"{settled(workspace, parameters).clusters} clusters{why}")
     if parameters.finetune.epochs == 0:
         return "\n".join([*lines, "finetune.epochs = 0: the features stay as they are"])
     return "\n".join(

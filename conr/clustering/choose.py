@@ -24,6 +24,7 @@ KMEANS_SAMPLES = 2_000  # of them, what those on k-means see
 BELOW = {"merge weight": 0.07}  # the largest K below this threshold is chosen
 FROM = {"prediction strength": 0.8}  # the largest K from this threshold on is chosen: the source's own rule
 DECISIVE, CLEAR_FROM = "eigenvalue ratio", 1.2
+TWO_FROM = 2.0  # times the next best eigenvalue ratio: from there on K = 2 is chosen
 
 Curve = NDArray[np.float64]
 
@@ -71,9 +72,13 @@ def propose_clusters(
 ) -> Proposal:
     """Propose a number of clusters for unlabeled features.
 
-    Four criteria see the features, each described in `conr.clustering.criteria`; the eigenvalue ratio decides. Of more
-    than 4,000 samples, 4,000 are drawn at random, of them 2,000 for the criteria on k-means: a group of less than a
-    hundredth of the samples is then too small to be counted.
+    Four criteria see the features, each described in `conr.clustering.criteria`; the eigenvalue ratio decides. It and
+    the silhouette choose the K of their highest value; but the ratio chooses 2 only where it is twice as high there as
+    anywhere else, since two halves of a data set are often the first division of more groups. The prediction strength
+    chooses the largest K with a value of at least 0.8, the merge weight the largest with one below 0.07.
+
+    Of more than 4,000 samples, 4,000 are drawn at random, of them 2,000 for the criteria on k-means: a group of less
+    than a hundredth of the samples is then too small to be counted.
 
     Args:
         features: (N, D); only directions count, rows are scaled to unit length.
@@ -108,27 +113,30 @@ def propose_clusters(
             curves[name] = tuple(float(value) if np.isfinite(value) else None for value in values)
             choices[name] = _choice(name, values, possible)
             observer.step_done(note=name)
-    best = max((value or 0.0 for value in curves[DECISIVE]), default=0.0)
+    decided = choices[DECISIVE]
     return Proposal(
-        clusters=choices[DECISIVE] or possible[0],
+        clusters=possible[0] if decided is None else decided,
         candidates=possible,
         curves=curves,
         choices=choices,
         criterion=DECISIVE,
-        clear=best >= CLEAR_FROM,
+        clear=decided is not None and (curves[DECISIVE][possible.index(decided)] or 0) >= CLEAR_FROM,
     )
 
 
 def _choice(criterion: str, curve: Curve, candidates: tuple[int, ...]) -> int | None:
-    """The candidate of the highest value or, for a criterion with a threshold, the largest on its right side."""
-    defined = np.isfinite(curve)
+    """The candidate that a criterion speaks for: see `propose_clusters`."""
+    numbers, defined = np.array(candidates), np.isfinite(curve)
     if criterion in BELOW:
         passed = defined & (curve < BELOW[criterion])
     elif criterion in FROM:
         passed = defined & (curve >= FROM[criterion])
     else:
-        return candidates[int(np.nanargmax(curve))] if defined.any() else None
-    return candidates[int(np.flatnonzero(passed)[-1])] if passed.any() else None
+        values = np.where(defined, curve, -np.inf)
+        if criterion == DECISIVE:
+            values[numbers == 2] /= TWO_FROM
+        passed = defined & (values == values.max())
+    return int(numbers[passed].max()) if passed.any() else None
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

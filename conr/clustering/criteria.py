@@ -9,11 +9,13 @@ import faiss
 import numpy as np
 import scipy.sparse as sparse
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import pairwise_distances, silhouette_score
 from sklearn.preprocessing import normalize
 
 from conr.clustering.kmeans import kmeans
+from conr.clustering.spectral import Affinity, leading_eigenvectors
+from conr.neighbors.graph import conaff_nodes
+from conr.neighbors.settings import ConAff
 
 Features = NDArray[np.float32]
 Curve = NDArray[np.float64]
@@ -23,14 +25,17 @@ PER_MINI_CLUSTER = 20  # samples of a mini-cluster, on average
 MOST_MINI_CLUSTERS = 300
 MERGES = 5  # times that a data set is divided into mini-clusters; the median counts
 SPLITS = 2  # into random halves
-K1, K2, REGULARIZATION = 30, 6, 0.1  # of the ConAff graph
+REGULARIZATION = 0.1  # of the ConAff graph
 TINY = 1e-9  # distances from 1 that are rounding errors
-MAX_ITER = 30  # of a k-means
+MAX_ITER = 15  # of a k-means
 N_INIT = 5
 
 
 def graph_eigenvalues(features: Features, number: int, seed: int) -> Curve:
     """The largest eigenvalues of the regularized affinity of the ConAff graph, descending; at most N.
+
+    The graph is coarser than that of `graph_clusters`: parts of a group shall not look like groups. k1 is 30, below 480
+    samples N / 16, but at least 5; k2 is a fifth of it, at least 2. The others of `ConAff` are its defaults.
 
     Args:
         features: (N, D) unit vectors.
@@ -38,41 +43,10 @@ def graph_eigenvalues(features: Features, number: int, seed: int) -> Curve:
         seed: of the vector that Lanczos' iterations start from.
     """
     count = len(features)
-    nodes = _nodes(features, min(K1, count), min(K2, count))
-    columns, own = nodes.T.tocsr(), np.asarray(nodes.multiply(nodes).sum(1)).ravel()
-    degrees = nodes @ (columns @ np.ones(count)) - own
-    extra = REGULARIZATION * degrees.mean() / count
-    scale = 1 / np.sqrt(np.maximum(degrees + extra * count, np.finfo(float).tiny))
-
-    def multiply(vector: Curve) -> Curve:
-        scaled = scale * vector.ravel()
-        product: Curve = scale * (nodes @ (columns @ scaled) - own * scaled + extra * scaled.sum())
-        return product
-
-    if number >= count - 1:
-        values: Curve = np.linalg.eigvalsh(np.stack([multiply(column) for column in np.eye(count)]))
-        return values[::-1][:number]
-    operator = LinearOperator((count, count), matvec=multiply, dtype=np.float64)
-    start = np.random.default_rng(seed).random(count)
-    return np.sort(eigsh(operator, number, which="LA", v0=start, tol=1e-4, return_eigenvectors=False))[::-1]
-
-
-def _nodes(features: Features, k1: int, k2: int) -> sparse.csr_matrix:
-    """The rows of unit length that ConAff propagates over two layers."""
-    count = len(features)
-    scores, found = faiss.knn(features, features, k1, metric=faiss.METRIC_INNER_PRODUCT)
-
-    def rows(values: NDArray[np.float64], columns: NDArray[np.int64]) -> sparse.csr_matrix:
-        return sparse.csr_matrix((values.ravel(), columns.ravel(), np.arange(0, columns.size + 1, columns.shape[1])))
-
-    ranked = rows(np.full(found.shape, 0.5), found)
-    ranked.resize((count, count))
-    nodes = (ranked + ranked.T).tocsr()
-    edges = rows(scores[:, :k2].astype(np.float64) ** 2, found[:, :k2])
-    edges.resize((count, count))
-    for _ in range(2 if k2 > 1 else 0):
-        nodes = normalize(edges @ (nodes + nodes.T))
-    return normalize(nodes)
+    k1 = min(max(count // 16, 5), 30, count)
+    nodes, _ = conaff_nodes(features, ConAff(k1, min(max(k1 // 5, 2), k1)))
+    with Affinity(normalize(nodes), REGULARIZATION) as affinity:
+        return leading_eigenvectors(affinity, min(number, count), seed)[0]
 
 
 def eigenvalue_ratios(eigenvalues: Curve, candidates: Sequence[int]) -> Curve:
@@ -106,11 +80,12 @@ def silhouettes(features: Features, candidates: Sequence[int], seed: int) -> Cur
         candidates: values of K; NaN for K = 1 and for K = N.
         seed: of k-means.
     """
-    values = []
+    values, distances = [], pairwise_distances(features)
+    np.fill_diagonal(distances, 0)
     for clusters in candidates:
         found = kmeans(features, clusters, seed=seed, n_init=N_INIT, max_iter=MAX_ITER).assignments
         possible = 2 <= len(np.unique(found)) < len(features)
-        values.append(silhouette_score(features, found) if possible else np.nan)
+        values.append(silhouette_score(distances, found, metric="precomputed") if possible else np.nan)
     return np.array(values, dtype=np.float64)
 
 

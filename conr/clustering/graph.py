@@ -15,7 +15,7 @@ from conr.neighbors.settings import ConAff, check_count
 from conr.observer import SILENT, Observer
 
 ENTRIES = 64  # of a row of nodes
-APPROXIMATE_FROM = 100_000  # samples whose neighbors are not searched among all
+APPROXIMATE_FROM = 30_000  # samples whose neighbors are not searched among all
 MORE = 5  # eigenvalues beyond the number of clusters: gaps show how many there could be
 INITIALIZATIONS = 20  # of k-means on the eigenvectors
 STARTS = 10  # initializations of k-means on the features
@@ -69,7 +69,7 @@ def graph_clusters(
     Where some groups are as easily split as others are joined, the two results differ. The one with the larger
     simplified silhouette in the feature space (Hruschka, de Castro, Campello, ICDM 2004) is returned.
 
-    Time and memory grow linearly with N; up to 100,000 samples all pairs are compared to find the nearest neighbors,
+    Time and memory grow linearly with N; up to 30,000 samples all pairs are compared to find the nearest neighbors,
     beyond that an approximate index is searched.
 
     Args:
@@ -127,18 +127,19 @@ def graph_clusters(
 
 
 def graph_neighbors(count: int, clusters: int) -> tuple[int, int]:
-    """k1 and k2 of a graph of so many samples and clusters: k1 = N / 6K, from 5 to 10, and k2 = k1 / 2.
+    """k1 and k2 of a graph of so many samples and clusters: k1 = N / 6K, from 5 to 10, and k2 = k1 / 3.
 
     Neighborhoods larger than the smallest group join it to others. It is assumed to have at least a quarter of the
     average size, N / 4K (as the smallest of ten groups whose sizes fall geometrically by a factor of ten), and k1 is at
     most two thirds of that; only below 30 samples a cluster it is more, as fewer than 5 neighbors do not hold a group
-    together. Above 10, results on digits and CIFAR-10 get no better and the time grows.
+    together. Above 10, results on digits and CIFAR-10 get no better and the time grows; k2 from 2 to 5 are as good.
 
+    >>> from conr.clustering.graph import graph_neighbors
     >>> graph_neighbors(1797, 10), graph_neighbors(60_000, 10), graph_neighbors(400, 10)
-    ((10, 5), (10, 5), (7, 3))
+    ((10, 3), (10, 3), (7, 2))
     """
     k1 = min(max(round(count / (6 * clusters)), 5), 10, count)
-    return k1, max(k1 // 2, 1)
+    return k1, max(k1 // 3, 1)
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,22 +1,19 @@
-"""Layers appended to an encoder's ONNX file: a projection behind a frozen network, a trained head behind that."""
+"""Layers appended to an encoder's ONNX file: a projection behind a frozen network, trained heads behind that."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
+from scipy.special import softmax
 
 from conr.embedding.nodes import Nodes, declare, to_unit_length
 from conr.embedding.projection import Projection
 from conr.embedding.session import INPUT, OUTPUT, Properties, open_session, properties
 from conr.errors import UserError
 from conr.files import atomic_file
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 CHECKED_BATCH_SIZES = (1, 2)
 TOLERANCE = 1e-4  # largest difference of an element of a unit vector
@@ -50,62 +47,39 @@ def append_projection(encoder: Path, projection: Projection, path: Path, facts: 
     _append(encoder, "projection", build, projection.components.shape[1], path, facts, projection.apply)
 
 
-def append_head(encoder: Path, head: "nn.Sequential", path: Path, facts: Properties) -> None:
-    """Write an encoder with a trained head behind its unit vectors; the head's outputs are l2-normalized.
+def append_heads(
+    encoder: Path, prototypes: NDArray[np.float32], temperature: float, path: Path, facts: Properties
+) -> None:
+    """Write an encoder with cluster heads behind its unit vectors, as `conr.refinement.heads.Head` computes them.
+
+    The output is the square roots of each head's cluster probabilities, side by side: unit vectors of length L · K.
 
     Args:
         encoder: the file that `append_projection` wrote.
-        head: of Linear, BatchNorm1d (with its running statistics), ReLU, GELU, Dropout and Identity, in any order.
+        prototypes: (L, D, K) float32, of unit length along D: of L heads for K clusters.
+        temperature: of the softmax of cosines.
         path, facts: as for `append_projection`.
 
     Raises:
-        ValueError: a layer of another class.
         UserError: as for `append_projection`.
     """
-    import torch
-    import torch.nn.functional as F
-
-    head = head.cpu().eval()
+    heads, inputs, clusters = prototypes.shape
+    flat = prototypes.transpose(1, 0, 2).reshape(inputs, heads * clusters)
 
     def reference(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            rows: NDArray[np.float32] = F.normalize(head(torch.from_numpy(vectors)), dim=1).numpy()
+        cosines = (vectors @ flat.astype(np.float64)).reshape(-1, heads, clusters)
+        shares = softmax(cosines / temperature, axis=2)
+        rows: NDArray[np.float32] = np.sqrt(shares / heads).reshape(len(vectors), -1).astype(np.float32)
         return rows
 
-    with torch.no_grad():
-        probe = torch.zeros(1, open_session(encoder, "cpu").get_outputs()[0].shape[1])
-        dimension = int(head(probe).shape[1])
-
     def build(nodes: Nodes, vectors: str, _: int) -> None:
-        for layer in head:
-            vectors = _add_layer(nodes, vectors, layer)
-        to_unit_length(nodes, vectors, dimension, OUTPUT)
+        cosines = nodes.add("MatMul", vectors, nodes.constant(flat / np.float32(temperature)))
+        of_heads = nodes.add("Reshape", cosines, nodes.constant(np.array([-1, heads, clusters])))
+        shares = nodes.add("Softmax", of_heads, axis=2)
+        roots = nodes.add("Sqrt", nodes.add("Mul", shares, nodes.scalar(1 / heads)))
+        nodes.add("Reshape", roots, nodes.constant(np.array([-1, heads * clusters])), output=OUTPUT)
 
-    _append(encoder, "head", build, dimension, path, facts, reference)
-
-
-def _add_layer(nodes: Nodes, values: str, layer: "nn.Module") -> str:
-    from torch import nn
-
-    def constant(tensor: "Tensor") -> str:
-        return nodes.constant(tensor.detach().float().numpy())
-
-    if isinstance(layer, nn.Dropout | nn.Identity):
-        return values
-    if isinstance(layer, nn.ReLU):
-        return nodes.add("Relu", values)
-    if isinstance(layer, nn.GELU) and layer.approximate == "none":
-        scaled = nodes.add("Mul", values, nodes.scalar(0.5**0.5))
-        share = nodes.add("Add", nodes.add("Erf", scaled), nodes.scalar(1))
-        return nodes.add("Mul", nodes.add("Mul", values, share), nodes.scalar(0.5))
-    if isinstance(layer, nn.Linear):
-        product = nodes.add("MatMul", values, constant(layer.weight.T))
-        return product if layer.bias is None else nodes.add("Add", product, constant(layer.bias))
-    if isinstance(layer, nn.BatchNorm1d) and layer.running_mean is not None and layer.running_var is not None:
-        scale = (layer.running_var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight)
-        shift = (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
-        return nodes.add("Add", nodes.add("Mul", values, constant(scale)), constant(shift))
-    raise ValueError(f"a head may not hold {type(layer).__name__}")
+    _append(encoder, "heads", build, heads * clusters, path, facts, reference)
 
 
 def _append(

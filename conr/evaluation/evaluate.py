@@ -56,6 +56,7 @@ def evaluate(
     scored: slice = slice(None),
     method: str = "kmeans",
     neighbors: NDArray[np.int64] | None = None,
+    start: "Evaluation | None" = None,
 ) -> Evaluation:
     """Cluster unit vectors and score the result. Labels are read after the clusters are settled.
 
@@ -73,9 +74,10 @@ def evaluate(
             all embeddings, but the inertia those that the clustering saw.
         method: kmeans or graph.
         neighbors: (N, ≥ k1 of the graph) nearest embeddings by cosine, if all are clustered and they are known already.
+        start: what k-means has found, if it is known already: the graph starts from there, too.
     """
     if method == "graph":
-        centroids, assignment, inertia = _by_graph(embeddings, clusters, settings, seed, clustered, neighbors)
+        centroids, assignment, inertia = _by_graph(embeddings, clusters, settings, seed, clustered, neighbors, start)
     else:
         centroids, assignment, inertia = _by_kmeans(embeddings, clusters, settings, seed, clustered)
     sizes = cluster_sizes(assignment.clusters, clusters)
@@ -115,11 +117,14 @@ def _by_graph(
     seed: int,
     clustered: slice,
     neighbors: NDArray[np.int64] | None,
+    start: Evaluation | None,
 ) -> tuple[NDArray[np.float32], Assignment, float]:
     """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia."""
     seen = embeddings[clustered]
     k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
-    numbers = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors).assignments
+    first = None if start is None else start.assignment.clusters[clustered]
+    found = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors, start=first)
+    numbers = found.assignments
     if len(seen) < len(embeddings):
         numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters)
     present, numbers = np.unique(numbers, return_inverse=True)
@@ -152,6 +157,7 @@ def evaluate_store(
     seed: int,
     method: str = "kmeans",
     neighbors: NDArray[np.int64] | None = None,
+    start: Evaluation | None = None,
 ) -> Evaluation:
     """`evaluate` for (N, D) embeddings of the images of a store, as its protocol says."""
     clusters, settings = parameters.number, parameters.evaluate
@@ -160,5 +166,5 @@ def evaluate_store(
     ):
         neighbors = None
     return evaluate(
-        embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method, neighbors
+        embeddings, store.labels, clusters, settings, seed, store.clustered, store.scored, method, neighbors, start
     )

@@ -68,7 +68,8 @@ def nearest_images(
     total, count = len(embeddings), min(count, len(embeddings) - 1)
     if neighbors is None:
         vectors = torch.from_numpy(np.ascontiguousarray(embeddings, np.float32))
-        found = [(part @ vectors.T).topk(count + 1).indices for part in torch.split(vectors, ROWS)]
+        parts = [vectors[first : first + ROWS] for first in range(0, total, ROWS)]
+        found = [(part @ vectors.T).topk(count + 1).indices for part in parts]
         neighbors = torch.cat(found).numpy()
     elif neighbors.ndim != 2 or len(neighbors) != total or neighbors.shape[1] <= count:
         raise ValueError(f"neighbors is {neighbors.shape}, not ({total}, {count + 1} or more)")
@@ -94,7 +95,8 @@ def _arranged(sample: NDArray[np.float32], seed: int) -> tuple[NDArray[np.float3
     groups = np.unique(groups, return_index=True)[1].argsort().argsort()[groups]  # numbered as they appear
     different = sample[np.unique(groups, return_index=True)[1]]
     if count < 10:
-        plane = PCA(2).fit_transform(different)
+        plane = PCA(min(2, *different.shape)).fit_transform(different)
+        plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
     else:
         perplexity = min(30, (count - 1) / 3)
         plane = TSNE(init="pca", perplexity=perplexity, max_iter=500, random_state=seed).fit_transform(different)

@@ -8,6 +8,7 @@ from conr.evaluation.scores import TABLE, MeanStd
 
 PRETRAINED, FINETUNED, FROZEN = "pretrained", "fine-tuned (ConNR)", "frozen features"
 TITLES = {"kmeans": "k-means", "graph": "graph"}
+METHODS = {"kmeans": "k-means", "graph": "the graph of neighbors"}
 
 
 @dataclass(frozen=True)

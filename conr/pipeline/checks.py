@@ -22,17 +22,18 @@ def fit_batches(parameters: Given, manifest: Manifest) -> Given:
     return fitted
 
 
-def check_data(parameters: Stage, manifest: Manifest) -> None:
+def check_data(parameters: Stage, manifest: Manifest, refined: bool = True) -> None:
     """Check that parameters fit the images.
 
     Args:
         parameters: of a stage or of all; what a stage does not read is not checked.
         manifest: of the store.
+        refined: whether ConNR changes the features; where that is not known from the parameters.
 
     Raises:
         UserError: naming all that does not fit, such as more clusters than images, or too many negatives.
     """
-    problems = list(_problems(_fitted(parameters, manifest)[0], manifest))
+    problems = list(_problems(_fitted(parameters, manifest)[0], manifest, refined))
     if problems:
         raise UserError("; also, ".join(problems))
 
@@ -52,7 +53,9 @@ def _fitted(parameters: Given, manifest: Manifest) -> tuple[Given, list[str]]:
     return parameters, notes
 
 
-def _problems(parameters: Stage, manifest: Manifest) -> Iterator[str]:
+def _problems(parameters: Stage, manifest: Manifest, refined: bool = True) -> Iterator[str]:
+    frozen = isinstance(parameters, PretrainStage) and parameters.network.is_frozen
+    refined = refined and not (isinstance(parameters, FinetuneStage) and parameters.finetune.epochs == 0)
     training = manifest.train_count, "images to train on"
     limits = [training] if isinstance(parameters, FinetuneStage) else []
     if isinstance(parameters, EvaluateStage):
@@ -60,10 +63,13 @@ def _problems(parameters: Stage, manifest: Manifest) -> Iterator[str]:
         limits.append(training if held_out else (manifest.count - manifest.score_start, "images to cluster"))
     if isinstance(parameters, FinetuneStage | EvaluateStage):
         yield from _too_many("clusters", parameters.candidates[0], *min(limits, key=lambda limit: limit[0]))
-    if isinstance(parameters, FinetuneStage):
+    if isinstance(parameters, FinetuneStage) and refined:
         for name, neighbors in (("k", parameters.k), ("k1", parameters.k1)):
             yield from _too_many(name, neighbors, parameters.finetune.batch_size, "images in a batch")
-    if isinstance(parameters, PretrainStage | FinetuneStage):
+    trains = (isinstance(parameters, PretrainStage) and not frozen) or (
+        isinstance(parameters, FinetuneStage) and refined
+    )
+    if isinstance(parameters, PretrainStage | FinetuneStage) and trains:
         settings = parameters.framework
         if manifest.train_count < 2:
             yield "there is one image to train on, and a batch needs two; add images and run conr prepare again"
@@ -72,9 +78,9 @@ def _problems(parameters: Stage, manifest: Manifest) -> Iterator[str]:
                 f"framework.queue = {settings.queue} is not smaller than the number of images to train on "
                 f"({manifest.train_count}): every image would be among its own negatives; lower it"
             )
-    if isinstance(parameters, PretrainStage) and parameters.pretrain.scattering > 0:
+    if isinstance(parameters, PretrainStage) and parameters.pretrain.scattering > 0 and not frozen:
         yield from _too_many("pretrain.prototypes", parameters.pretrain.prototypes, *training)
-    if isinstance(parameters, EvaluateStage):
+    if isinstance(parameters, EvaluateStage) and refined:
         context = parameters.evaluate.context
         size = min(context, manifest.train_count)
         if parameters.k1 > size:

@@ -16,6 +16,7 @@ from conr.evaluation.plane import embedding_map, nearest_images
 from conr.evaluation.results import TITLES, Results
 from conr.evaluation.scores import AGREEMENT
 from conr.files import load_array, load_json, save_array, write_table, write_text
+from conr.neighbors.search import approximate_neighbors
 from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
 from conr.pipeline.checks import check_data
@@ -35,7 +36,8 @@ from conr.report.page import Choice
 from conr.training.log import read_log, write_log
 
 NEIGHBORS = 30  # nearest images of each, at most: the graph needs so many
-MOST_COMPARED = 100_000  # images of which all pairs are compared to find them
+MOST_COMPARED = 30_000  # images of which all pairs are compared to find them; of more an index is searched
+ROWS = 4096  # images whose neighbors are searched at a time
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
 AGAIN = "run conr extract again"
 PLOTTED = ("epoch", "loss", *AGREEMENT, "feature_std", "size_entropy")  # columns that dvc plots looks for
@@ -51,14 +53,14 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
         UserError: store or embeddings are missing, damaged, or of other seeds.
     """
     parameters, store = settled(workspace, EvaluateStage.of(parameters)), open_store(workspace.store)
-    check_data(parameters, store.manifest)
     first, *_ = seeds = parameters.all_seeds
+    refined = workspace.finetuned(first).weights.exists()
+    check_data(parameters, store.manifest, refined)
     record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
-    refined = workspace.finetuned(first).weights.exists()
     with observer.task("evaluate", TASKS + len(TITLES) * (refined + len(seeds))):
         before, after = _embeddings(workspace, None, store), _embeddings(workspace, first, store)
-        neighbors = nearest_images(after, NEIGHBORS) if NEIGHBORS < len(after) <= MOST_COMPARED else None
+        neighbors = _nearest(after)
         results = _results(workspace, store, parameters, refined, neighbors, observer)
         with published(workspace) as new:
             drawings = Drawings(new.figures)
@@ -102,6 +104,16 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
     return results
 
 
+def _nearest(embeddings: NDArray[np.float32]) -> NDArray[np.int64] | None:
+    """The nearest other images of each image, for the graph, the page and the table; None for too few images."""
+    if len(embeddings) <= NEIGHBORS:
+        return None
+    found = None
+    if len(embeddings) > MOST_COMPARED:
+        found = np.concatenate(list(approximate_neighbors(np.array(embeddings), NEIGHBORS + 1, ROWS)))
+    return nearest_images(embeddings, NEIGHBORS, neighbors=found)
+
+
 def _results(
     workspace: Workspace,
     store: Store,
@@ -117,9 +129,12 @@ def _results(
     """
     chosen, first = parameters.evaluate.method, parameters.all_seeds[0]
 
+    by_kmeans: dict[str, Evaluation] = {}
+
     def found(embeddings: NDArray[np.float32], seed: int, method: str, what: str) -> Evaluation:
         known = neighbors if what == f"seed {first}" else None
-        evaluation = evaluate_store(embeddings, store, parameters, seed, method, known)
+        evaluation = evaluate_store(embeddings, store, parameters, seed, method, known, by_kmeans.get(what))
+        by_kmeans.setdefault(what, evaluation)
         observer.step_done(note=f"{what}: {TITLES[method]}, scores")
         return evaluation
 

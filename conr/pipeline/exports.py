@@ -107,7 +107,7 @@ def _scalars(
 ) -> dict[str, Any]:
     """Columns of one text or number a row, of N rows."""
     columns = {
-        "file": pa.array([file.encode("utf-8", "backslashreplace").decode() for file in files], pa.string()),
+        "file": _texts(files),
         "cluster": pa.array(assignment.clusters),
         "own_distance": _known(assignment.own_distance),
         "next_cluster": pa.array(assignment.next_cluster, mask=assignment.next_cluster < 0),
@@ -115,12 +115,17 @@ def _scalars(
         "boundary_ratio": _known(assignment.boundary_ratio),
     }
     if labels is not None:
-        columns["label"] = pa.array([label or None for label in labels], pa.string())
+        columns["label"] = _texts(labels)
     if positions is not None:
         columns["x"], columns["y"] = map(_known, positions.T)
     if names:
         columns["name"] = _named(assignment.clusters.tolist(), names)
     return columns
+
+
+def _texts(texts: Sequence[str]) -> Any:
+    """A column of names, which may hold bytes that are no text; empty ones are null."""
+    return pa.array([text.encode("utf-8", "backslashreplace").decode() or None for text in texts], pa.string())
 
 
 def _known(values: NDArray[np.float32]) -> Any:

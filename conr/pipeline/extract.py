@@ -9,10 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from conr.data.store import Store, open_store
+from conr.embedding.appending import append_heads
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
 from conr.embedding.session import Properties, embed, open_session
-from conr.files import copy_whole, sha256_of
+from conr.files import copy_whole, load_array, save_array, sha256_of
+from conr.models.cluster_heads import load_head
 from conr.observer import SILENT, Observer
 from conr.parameters import ExtractStage
 from conr.pipeline.records import identity, of_embeddings, read_record, write_record
@@ -60,7 +62,7 @@ def _encode(
     workspace: Workspace, store: Store, seed: int | None, encoder: Path, parameters: ExtractStage, observer: Observer
 ) -> Extracted:
     """Export what embeds the images before ConNR, or after it with a seed, and write the embeddings."""
-    embeddings, precision = workspace.embeddings(seed), parameters.extract.precision
+    embeddings, precision, frozen = workspace.embeddings(seed), parameters.extract.precision, workspace.pretrained
     refined = seed is not None and workspace.finetuned(seed).weights.exists()
     files = workspace.finetuned(seed) if seed is not None and refined else workspace.pretrained
     similarity = None
@@ -77,14 +79,23 @@ def _encode(
         copy_whole(workspace.embeddings(), embeddings)
     elif files.is_frozen and precision == "float32":
         copy_whole(files.features, embeddings)
+    elif frozen.is_frozen and precision == "float32":
+        features, head = load_array(frozen.features, "run conr pretrain again"), load_head(files.weights)
+        save_array(embeddings, head.embed(features))
     else:
         embed(session, store.images, embeddings, observer, f"embed {embeddings.stem}")
     return Extracted(store.manifest.count, similarity, session.get_providers()[0])
 
 
 def _export(workspace: Workspace, store: Store, files: TrainingFiles, encoder: Path) -> None:
+    frozen = workspace.pretrained
     if files.is_frozen:
         copy_whole(files.encoder, encoder)
+        return
+    if frozen.is_frozen:
+        head = load_head(files.weights)
+        facts = Properties(image_size=store.manifest.image_size, fit=store.manifest.fit)
+        append_heads(frozen.encoder, head.prototypes.numpy(), head.spec.temperature, encoder, facts)
         return
     model, _, _ = load_weights(files.weights)
     size = store.manifest.image_size

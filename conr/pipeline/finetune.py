@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from conr.data.store import Store, open_store
 from conr.errors import UserError
 from conr.files import load_array, sha256_of
+from conr.models.cluster_heads import save_head
 from conr.models.siamese import Siamese
 from conr.observer import SILENT, Observer
 from conr.parameters import FinetuneStage
@@ -21,6 +22,7 @@ from conr.pipeline.records import read_record, write_record
 from conr.pipeline.settle import settle
 from conr.pipeline.workspace import Workspace, writes
 from conr.refinement import objective
+from conr.refinement.heads import HeadSettings, refine_heads
 from conr.training.checkpoints import Checkpoint, fingerprint
 from conr.training.log import Row, write_log
 from conr.training.objective import Context
@@ -45,18 +47,19 @@ def finetune(workspace: Workspace, parameters: FinetuneStage, observer: Observer
     parent = sha256_of(workspace.pretrained.network)
     shutil.rmtree(workspace.refined, ignore_errors=True)  # of an earlier run, perhaps with other seeds
     parameters = settle(workspace, asked, lambda: _features(workspace, asked, store), observer)
-    if parameters.finetune.epochs:
+    if parameters.finetune.epochs and not workspace.pretrained.is_frozen:
         parameters = fit_batches(parameters, store.manifest)
     # Removed after the last seed: DVC deletes the weights of the first seed when the stage is run again for the second.
     checkpoints: list[Checkpoint] = []
     logs: dict[int, list[Row]] = {seed: [] for seed in parameters.all_seeds}
-    made = [workspace.proposal] if isinstance(asked.clusters, str) else []
+    made = [workspace.proposal] if workspace.proposal.exists() else []
     with ExitStack() as held:
         for seed in logs if parameters.finetune.epochs else ():
             own = parameters.model_copy(update={"seed": seed, "seeds": []})
             name = fingerprint("finetune", own.model_dump(), store.manifest.training_identity, parent)
             checkpoints.append(Checkpoint(held.enter_context(workspace.own_checkpoint(f"finetune-{name}"))))
-            logs[seed] = _one_seed(workspace, own, store, checkpoints[-1], observer, named=bool(parameters.seeds))
+            train = _train_heads if workspace.pretrained.is_frozen else _train_networks
+            logs[seed] = train(workspace, own, store, checkpoints[-1], observer, named=bool(parameters.seeds))
             made += [workspace.finetuned(seed).weights, workspace.finetuned(seed).log]
         made_from = {"store": store.manifest.training_identity, "pretrained": parent}
         seeds, clusters = parameters.all_seeds, parameters.number
@@ -66,7 +69,7 @@ def finetune(workspace: Workspace, parameters: FinetuneStage, observer: Observer
     return logs
 
 
-def _one_seed(
+def _train_networks(
     workspace: Workspace,
     parameters: FinetuneStage,
     store: Store,
@@ -80,6 +83,35 @@ def _one_seed(
     rows = objective.finetune(model, images, labels, parameters, epochs, checkpoint, observer, name)
     files = workspace.finetuned(parameters.seed)
     save_weights(files.weights, model, spec, epochs + len(rows))
+    write_log(files.log, rows)
+    return rows
+
+
+def _train_heads(
+    workspace: Workspace,
+    parameters: FinetuneStage,
+    store: Store,
+    checkpoint: Checkpoint,
+    observer: Observer,
+    named: bool,
+) -> list[Row]:
+    """Train heads on the features of a frozen backbone."""
+    pretrained, count, settings = workspace.pretrained, store.manifest.train_count, parameters.finetune
+    features = np.array(load_array(pretrained.features, AGAIN)[:count])
+    if not pretrained.views.exists():
+        raise UserError(
+            f"finetune.epochs = {settings.epochs} trains heads on random views of the images, and {pretrained.folder} "
+            "holds none; set pretrain.cached_views, such as 4, or finetune.epochs: 0"
+        )
+    views = np.load(pretrained.views)
+    own = HeadSettings(
+        neighbors=parameters.k, epochs=settings.epochs, batch_size=settings.batch_size, seed=parameters.seed
+    )
+    head, rows = refine_heads(
+        features, views, parameters.number, parameters.conaff, own, checkpoint=checkpoint, observer=observer
+    )
+    files = workspace.finetuned(parameters.seed)
+    save_head(files.weights, head)
     write_log(files.log, rows)
     return rows
 

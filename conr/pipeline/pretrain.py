@@ -90,12 +90,12 @@ def starting_weights(parameters: PretrainStage) -> ResNetWeights | None:
         UserError: their file cannot be used.
     """
     backbone = parse_backbone(parameters.network.backbone)
-    return read_resnet(backbone) if backbone.kind == "weights" and not parameters.network.frozen else None
+    return read_resnet(backbone) if backbone.kind == "weights" and parameters.network.encoder == "trained" else None
 
 
 def model_spec(parameters: PretrainStage, manifest: Manifest, weights: ResNetWeights | None = None) -> ModelSpec:
     """What the networks for a store are built from; weights to start from settle the encoder and its normalization."""
-    settings = parameters.network.model_dump(exclude={"backbone", "frozen"})
+    settings = parameters.network.layers
     mean, std = tuple(manifest.mean), tuple(manifest.std)
     if weights is not None:
         settings |= {"architecture": weights.architecture, "width": WIDTH, "stem": STEM}

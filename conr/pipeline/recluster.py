@@ -1,5 +1,7 @@
 """clusters: other numbers of clusters of the same embeddings, compared and made. No stage: DVC does not track it."""
 
+import numpy as np
+
 from conr.clustering.choose import Proposal, propose_clusters
 from conr.data.store import open_store
 from conr.errors import UserError
@@ -35,9 +37,10 @@ def recluster(
     own, proposal = parameters.changed({"clusters": clusters}, "CLUSTERS"), None
     if isinstance(own.clusters, str):
         embeddings = load_array(workspace.embeddings(), AGAIN)[open_store(workspace.store).clustered]
-        candidates = [number for number in own.candidates if number < len(embeddings)]
+        different = len(np.unique(embeddings, axis=0))
+        candidates = [number for number in own.candidates if number < len(embeddings) and number <= different]
         if not candidates:
-            raise UserError(f"{clusters}: there are only {len(embeddings)} images; name smaller numbers")
+            raise UserError(f"{clusters}: {different} of {len(embeddings)} images differ; name smaller numbers")
         proposal = propose_clusters(embeddings, candidates, seed=own.seed, observer=observer)
         write_json(workspace.proposals / "clusters.json", proposal)
         save(choose_figure(proposal), workspace.proposals / "clusters.png")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from conr.data.store import Manifest, Store
 from conr.evaluation.agreement import Agreement
 from conr.evaluation.evaluate import Evaluation
-from conr.evaluation.results import Results
+from conr.evaluation.results import METHODS, Results
 from conr.evaluation.scores import SCORES, TABLE
 from conr.parameters import EvaluateStage
 from conr.pipeline.page_parts import NO_EXTRAS, Extras, cards, groups_to_check, image_map, skipped_by_reason
@@ -181,6 +181,7 @@ def summary(workspace: Workspace, results: Results, precision: str, notes: Seque
         lines.append(f"All features come from {precision} encoders (extract.precision).")
     lines += [
         "",
+        f"clusters     {len(results.first.sizes)}, by {METHODS[results.method]}",
         f"report       {workspace.report}",
         f"figures      {workspace.figures}/",
         f"assignments  {workspace.assignments}",

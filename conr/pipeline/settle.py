@@ -1,5 +1,6 @@
 """The number of clusters: given, or proposed from the features before ConNR, without labels."""
 
+import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conr.clustering.choose import propose_clusters
-from conr.errors import UserError
+from conr.errors import Note, UserError
 from conr.files import load_json, write_json
 from conr.observer import Observer
 from conr.parameters import EvaluateStage, FinetuneStage
@@ -23,21 +24,24 @@ def settle(
 
     Args:
         workspace: of the run.
-        parameters: whose clusters may be auto or a range.
+        parameters: whose clusters may be auto or a range. Where so few images differ that there is nothing to
+            compare, the smallest candidate is taken, and a note says so.
         features: called for the (N, D) unit vectors of the images to train on, if they are needed.
         observer: notified of the candidates that have been compared.
 
-    Raises:
-        UserError: there are fewer images than the smallest candidate.
     """
     if isinstance(parameters.clusters, int):
         return parameters
     found = features()
-    candidates = [number for number in parameters.candidates if number < len(found)]
+    different = len(np.unique(found, axis=0))
+    candidates = [number for number in parameters.candidates if number < len(found) and number <= different]
     if not candidates:
-        raise UserError(
-            f"clusters = {parameters.clusters}: a number cannot be proposed for {len(found)} images; set one"
+        fewest = parameters.candidates[0]
+        message = (
+            f"clusters = {parameters.clusters}: {different} of {len(found)} images differ; {fewest} clusters are made"
         )
+        warnings.warn(Note(message), stacklevel=2)
+        return parameters.model_copy(update={"clusters": fewest})
     proposal = propose_clusters(found, candidates, seed=parameters.seed, observer=observer)
     write_json(workspace.proposal, proposal)
     return parameters.model_copy(update={"clusters": proposal.clusters})

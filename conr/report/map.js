@@ -10,7 +10,7 @@ function select(point, { reveal = false } = {}) {
   if (point >= 0) {
     $("panel-name").textContent = fileOf(point);
     $("panel-details").textContent = detailsOf(point);
-    $("panel-cluster").textContent = `All of ${titleOf(clusters[point]).replace(/^Cluster (?=\d)/, "cluster ")}`;
+    $("panel-cluster").textContent = `All of ${inText(clusters[point])}`;
     $("panel-cluster").href = `#cluster-${clusters[point]}`;
     $("panel-open").setAttribute("aria-label", `Enlarge ${fileOf(point)}`);
     setImage($("panel-image"), point);
@@ -23,6 +23,7 @@ function select(point, { reveal = false } = {}) {
 function setImage(image, point) {
   image.className = data.pixelated ? "pixelated" : "";
   image.dataset.point = point;
+  image.removeAttribute("src");
   thumbnail(point).then((source) => { if (image.dataset.point === String(point)) image.src = source; });
 }
 
@@ -57,7 +58,7 @@ function revealPoint(point) {
   }
 }
 
-function hover(point, x, y) {
+function hover(point) {
   if (point === look.hovered) return;
   look.hovered = point;
   base.style.cursor = point < 0 ? "" : "pointer";
@@ -77,8 +78,7 @@ function hover(point, x, y) {
 function light() {
   const query = $("find").value.trim().toLowerCase();
   const only = pointed !== null ? new Set([pointed]) : chosen;
-  const named = new Set(query ? data.clusters.map((cluster) => cluster.number).filter((number) =>
-    String(number) === query || titleOf(number).toLowerCase() === query || data.names[number]?.toLowerCase().includes(query)) : []);
+  const named = new Set(query ? data.clusters.map(({ number }) => number).filter((each) => isCalled(each, query)) : []);
   const number = /^(?:cluster\s*)?\d+$/.test(query) && named.size > 0; // then file names do not count
   look.lit = only.size || query ? new Uint8Array(count) : null;
   look.shownClusters = only.size ? only : null;
@@ -92,18 +92,22 @@ function light() {
     shown++;
   }
   if (pointed === null) {
-    $("map-shown").textContent = `${look.lit ? `${shown.toLocaleString("en")} of ` : ""}${count.toLocaleString("en")} images`;
+    const all = `${count.toLocaleString("en")} images`;
+    $("map-shown").textContent = look.lit ? `${shown.toLocaleString("en")} of ${all}` : all;
     $("map-all").hidden = !look.lit;
   }
   redraw();
 }
 
+const isCalled = (cluster, query) => [String(cluster), `cluster ${cluster}`].includes(query)
+  || Boolean(data.names[cluster]?.toLowerCase().includes(query));
 const matches = (point, query) =>
   fileOf(point).toLowerCase().includes(query) || labelOf(point).toLowerCase().includes(query);
 
-function choose(cluster, on) {
-  if (on) chosen.add(cluster);
-  else chosen.delete(cluster);
+// Show only some clusters, or all if there are none.
+function choose(these) {
+  chosen.clear();
+  for (const cluster of these) chosen.add(cluster);
   for (const button of $("legend").children) {
     button.setAttribute("aria-pressed", String(chosen.has(Number(button.dataset.cluster))));
   }
@@ -111,32 +115,39 @@ function choose(cluster, on) {
 }
 
 function showAll() {
-  chosen.clear();
   $("find").value = "";
-  choose(null, false);
+  choose([]);
 }
 
 // Show one cluster only, from its card.
 function only(cluster) {
-  showAll();
-  choose(cluster, true);
+  $("find").value = "";
+  choose([cluster]);
   $("images-map").scrollIntoView();
   base.focus({ preventScroll: true });
 }
 
+function pointAt(cluster) {
+  pointed = cluster;
+  light();
+}
+
 function fillLegend() {
   for (const cluster of data.clusters) {
-    const button = document.createElement("button"), dot = document.createElement("i"), size = document.createElement("small");
+    const [button, dot, size] = ["button", "i", "small"].map((tag) => document.createElement(tag));
     button.type = "button";
     button.dataset.cluster = cluster.number;
     button.setAttribute("aria-pressed", "false");
     dot.style.background = `var(--c${cluster.color})`;
     size.textContent = cluster.size.toLocaleString("en");
     button.append(dot, titleOf(cluster.number), size);
-    const point = (number) => () => { pointed = number; light(); };
-    button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") point(cluster.number)(); });
-    button.addEventListener("pointerleave", point(null));
-    button.addEventListener("click", () => { pointed = null; choose(cluster.number, !chosen.has(cluster.number)); });
+    button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") pointAt(cluster.number); });
+    button.addEventListener("pointerleave", () => pointAt(null));
+    button.addEventListener("click", () => {
+      pointed = null;
+      const others = [...chosen].filter((other) => other !== cluster.number);
+      choose(chosen.has(cluster.number) ? others : [...others, cluster.number]);
+    });
     $("legend").append(button);
   }
 }
@@ -160,7 +171,7 @@ base.addEventListener("pointerdown", (event) => {
 base.addEventListener("pointermove", (event) => {
   const [x, y] = place(event), last = pointers.get(event.pointerId);
   if (!last) {
-    if (event.pointerType === "mouse") hover(nearestTo(x, y, 14), x, y);
+    if (event.pointerType === "mouse") hover(nearestTo(x, y, 14));
     return;
   }
   pointers.set(event.pointerId, [x, y]);
@@ -192,7 +203,7 @@ base.addEventListener("pointerleave", () => hover(-1));
 base.addEventListener("dblclick", (event) => zoomAt(2, ...place(event)));
 
 // The wheel zooms, but does not stop a page that is being scrolled over the map.
-let scrolled = 0;
+let scrolled = -Infinity; // when it last did
 document.addEventListener("wheel", (event) => {
   const onMap = event.target === base, out = event.deltaY > 0 && view.scale <= view.fit;
   if (!onMap || out || (event.timeStamp - scrolled < 400 && !event.ctrlKey)) {
@@ -256,5 +267,6 @@ $("panel-open").addEventListener("click", () => visit(look.selected));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { readTheme(); redraw(); });
 readTheme();
 fillLegend();
+resize();
 light();
 new ResizeObserver(resize).observe(stage);

@@ -3,7 +3,7 @@ const stage = $("stage"), base = $("map"), overlay = $("map-overlay");
 const context = base.getContext("2d", { alpha: false });
 const above = overlay.getContext("2d");
 const WORLD = 65535, MOST_ZOOM = 80;
-const CELL = 24; // the least size of a thumbnail on the map, in CSS pixels; the largest is twice that
+const CELL = 20; // the least size of a thumbnail on the map, in CSS pixels; the largest is twice that
 
 const view = { x: WORLD / 2, y: WORLD / 2, scale: 1, fit: 1, width: 1, height: 1, ratio: 1 };
 const look = { images: false, hovered: -1, selected: -1, lit: null, version: 0 };
@@ -42,8 +42,9 @@ const toX = (x) => (x - view.x) * view.scale + view.width / 2;
 const toY = (y) => (y - view.y) * view.scale + view.height / 2;
 const isLit = (point) => !look.lit || look.lit[point] === 1;
 
-// Thumbnails: the plane in square cells, each with one image, that of the lowest rank; so a cell keeps its image while
-// the view moves, and one of its quarters keeps it while the view comes nearer.
+// Thumbnails: the plane in square cells, each with the image in it that is least uncertain; so a cell keeps its image
+// while the view moves, and one of its quarters keeps it while the view comes nearer.
+const certain = ranked.slice().sort((one, other) => ratios[one] - ratios[other]);
 let cells = { level: -1, version: -1, owner: new Map() };
 
 function cellsOfView() {
@@ -51,7 +52,7 @@ function cellsOfView() {
   if (cells.level === level && cells.version === look.version) return cells;
   const size = (WORLD + 1) / 2 ** level, across = 2 ** level;
   const owner = new Map();
-  for (const point of ranked) {
+  for (const point of certain) {
     if (!isLit(point)) continue;
     const key = Math.floor(positions[2 * point + 1] / size) * across + Math.floor(positions[2 * point] / size);
     if (!owner.has(key)) owner.set(key, point);
@@ -110,7 +111,8 @@ function drawPoints() {
   const spacing = Math.sqrt((view.width * view.height) / count) * Math.min(view.scale / view.fit, 12) ** 0.5;
   const radius = Math.min(Math.max(0.22 * spacing, 1.1), 7) * view.ratio;
   const shape = disc(radius, look.images ? 0.35 : 0.82);
-  const offsets = Int32Array.from(shape, ([x, y]) => y * width + x), opacities = Int32Array.from(shape, (pixel) => pixel[2]);
+  const offsets = Int32Array.from(shape, ([x, y]) => y * width + x);
+  const opacities = Int32Array.from(shape, ([, , opacity]) => opacity);
   const inks = [], faint = packed(theme.faintRgb), reach = Math.ceil(radius);
   for (const [cluster, color] of colors.entries()) inks[cluster] = color ? packed(color) : 0;
   const scale = view.scale * view.ratio, left = width / 2 - view.x * scale, top = height / 2 - view.y * scale;
@@ -132,7 +134,7 @@ function drawPoints() {
 
 function drawThumbnails() {
   const { size, across, owner } = cellsOfView();
-  const edge = size * view.scale, gap = 1.5;
+  const edge = size * view.scale, gap = 1.5, frame = Math.min(Math.max(0.06 * edge, 1), 2.5);
   context.imageSmoothingEnabled = !data.pixelated;
   for (const [key, point] of owner) {
     const left = toX((key % across) * size), top = toY(Math.floor(key / across) * size);
@@ -140,7 +142,9 @@ function drawThumbnails() {
     context.fillStyle = colorOf(clusters[point]);
     context.fillRect(left + gap / 2, top + gap / 2, edge - gap, edge - gap);
     const bitmap = sheetOf(point);
-    if (bitmap instanceof ImageBitmap) drawTile(context, bitmap, point, left + gap / 2 + 2, top + gap / 2 + 2, edge - gap - 4);
+    if (bitmap instanceof ImageBitmap) {
+      drawTile(context, bitmap, point, left + gap / 2 + frame, top + gap / 2 + frame, edge - gap - 2 * frame);
+    }
   }
 }
 
@@ -211,7 +215,7 @@ function redraw() {
     if (look.images) drawThumbnails();
     drawNames();
     drawOverlay();
-    stage.dataset.drawn = String(Math.round(performance.now()));
+    stage.dataset.drawn ??= String(Math.round(performance.now())); // the first time, in milliseconds
   });
 }
 
@@ -225,9 +229,11 @@ function fitView() {
 
 function resize() {
   const { width, height } = stage.getBoundingClientRect();
+  const ratio = Math.min(window.devicePixelRatio || 1, 2);
+  if (width === view.width && height === view.height && ratio === view.ratio) return;
   const zoom = view.scale / view.fit, { x, y } = view;
   const first = view.width === 1;
-  Object.assign(view, { width, height, ratio: Math.min(window.devicePixelRatio || 1, 2) });
+  Object.assign(view, { width, height, ratio });
   for (const canvas of [base, overlay]) {
     canvas.width = Math.round(width * view.ratio);
     canvas.height = Math.round(height * view.ratio);

@@ -29,7 +29,6 @@ CODE = Path(__file__).parents[1]
 DEPENDENCIES = (
     "clustering",
     "data/store.py",
-    "embedding",
     "evaluation",
     "frameworks",
     "losses",

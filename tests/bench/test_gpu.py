@@ -34,7 +34,7 @@ def test_every_cell_ends(state: Path) -> None:
     cells = cells_in(state)
     assert [name for name, cell in cells.items() if "failed" in cell] == []
     assert list(cells) == list(gpu.cells(toy=True))
-    spec = ModelSpec(**gpu.TOYS["toy, 16 px, batch 16"].parameters().network.model_dump())
+    spec = ModelSpec(**gpu.TOYS["toy, 16 px, batch 16"].parameters().network.layers)
     with FlopCounterMode(display=False) as counter:
         spec.build(seed=0).eval().project(torch.zeros(1, 3, 16, 16))
     for name in ("stages: toy, 16 px, batch 16, pretrain", "stages: toy, 16 px, batch 16, finetune"):

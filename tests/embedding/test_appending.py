@@ -1,4 +1,4 @@
-"""Layers behind a frozen network: the file computes what projection and head compute on its features."""
+"""Layers behind a frozen network: the file computes what projection and heads compute on its features."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from small_encoder import images
 from small_networks_onnx import CHANNELS, SIZE, write_network
-from torch import nn
 
-from conr.embedding.appending import append_head, append_projection
+from conr.embedding.appending import append_heads, append_projection
 from conr.embedding.frozen import write_frozen_encoder
 from conr.embedding.projection import Projection, fit_projection
 from conr.embedding.session import INPUT, OUTPUT, Properties, infer, open_session, properties
 from conr.errors import UserError
 from conr.models.backbones import Preprocessing, parse_backbone
+from conr.models.cluster_heads import Head, HeadSpec
 
 FACTS = Properties(image_size=8, fit="pad")
 PIXELS = images(11, 8)
@@ -65,46 +65,20 @@ def test_an_image_that_is_the_mean_becomes_zero(frozen: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("batch_size", [1, 11])
-def test_a_head_computes_what_pytorch_does(projected: Path, tmp_path: Path, batch_size: int) -> None:
-    torch.manual_seed(0)
-    head = nn.Sequential(
-        nn.Linear(3, 16),
-        nn.BatchNorm1d(16),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(16, 8, bias=False),
-        nn.GELU(),
-        nn.BatchNorm1d(8, affine=False),
-        nn.Identity(),
-        nn.Linear(8, 4),
-    ).train()
+def test_heads_compute_what_pytorch_does(projected: Path, tmp_path: Path, batch_size: int) -> None:
+    head = Head(HeadSpec(inputs=3, clusters=4, heads=5, temperature=0.2), torch.Generator().manual_seed(0))
+    append_heads(projected, head.prototypes.numpy(), head.spec.temperature, tmp_path / "heads.onnx", FACTS)
     with torch.no_grad():
-        for _ in range(3):
-            head(2 * torch.randn(20, 3) + 1)
-    append_head(projected, head.train(), tmp_path / "head.onnx", FACTS)
-    with torch.no_grad():
-        rows = head.eval()(torch.from_numpy(run(projected)))
-        expected = (rows / rows.norm(dim=1, keepdim=True)).numpy()
-    session = open_session(tmp_path / "head.onnx", "cpu")
+        expected = head(torch.from_numpy(run(projected))).numpy()
+    session = open_session(tmp_path / "heads.onnx", "cpu")
     found = [session.run([OUTPUT], {INPUT: PIXELS[i : i + batch_size]})[0] for i in range(0, 11, batch_size)]
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(expected, axis=1), 1, atol=1e-5)
     assert properties(session).backbone == properties(open_session(projected, "cpu")).backbone
 
 
-def test_heads_can_be_stacked(projected: Path, tmp_path: Path) -> None:
-    half = nn.Sequential(nn.Linear(3, 3))
-    with torch.no_grad():
-        half[0].weight.copy_(0.5 * torch.eye(3))
-        half[0].bias.zero_()
-    append_head(projected, half, tmp_path / "one.onnx", FACTS)
-    append_head(tmp_path / "one.onnx", half, tmp_path / "two.onnx", FACTS)
-    np.testing.assert_allclose(run(tmp_path / "two.onnx"), run(projected), atol=1e-5)
-
-
-def test_other_layers_and_other_widths_are_errors_and_leave_no_file(frozen: Path, projected: Path) -> None:
+def test_other_widths_are_errors_and_leave_no_file(frozen: Path, projected: Path) -> None:
     path = projected.with_name("other.onnx")
-    with pytest.raises(ValueError, match="a head may not hold Tanh"):
-        append_head(projected, nn.Sequential(nn.Linear(3, 4), nn.Tanh()), path, FACTS)
     with pytest.raises(ValueError, match=r"the projection is of 7 features, .* has 5"):
         append_projection(frozen, Projection(np.zeros(7, "f4"), np.eye(7, 2, dtype="f4")), path, FACTS)
     with pytest.raises(UserError, match=f"^{frozen.parent}/missing.onnx does not exist"):

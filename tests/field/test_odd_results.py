@@ -55,6 +55,14 @@ def test_equal_images_are_one_point_of_the_map() -> None:
     assert np.linalg.norm(points[:, None] - points[None], axis=2)[np.triu_indices(3, 1)].min() > 0.5
 
 
+@pytest.mark.parametrize("dimension", [1, 2, 16])
+def test_two_images_have_a_map(dimension: int) -> None:
+    plane = embedding_map(unit(np.eye(2, dimension) - 0.5), seed=0)
+    assert plane is not None
+    assert plane.shape == (2, 2)
+    assert np.linalg.norm(plane[0] - plane[1]) > 0.5
+
+
 def test_results_of_equal_images_are_whole_and_say_what_they_are(tmp_path: Path) -> None:
     workspace, parameters = embedded(tmp_path, groups([24]), labels=["a", "b"] * 12)
     results = evaluate(workspace, parameters)

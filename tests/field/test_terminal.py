@@ -50,9 +50,9 @@ def test_names_in_a_summary_are_shown_each_on_its_line(
 
     broken, skipped = [(f"{HOSTILE}\n.png", "empty file")], [(f"{HOSTILE}\nError: gone.txt", "no image")]
     found = Assigned(["a.png"], Clusters(), broken, skipped, "float32")  # type: ignore[arg-type]
-    monkeypatch.setattr(beside, "assign_folder", lambda *_: found)
+    monkeypatch.setattr(beside, "assign_folder", lambda *_, **__: found)
     monkeypatch.chdir(tmp_path)
-    cli.run("assign", tmp_path, tmp_path / "table.csv", None, "cpu")
+    cli.run("assign", tmp_path, tmp_path / "table.csv", None, "none", "cpu")
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == rf"1 images cannot be read, the first: {SHOWN}\n.png: empty file"
     assert lines[3] == rf"  {SHOWN}\nError: gone.txt: no image"

@@ -40,7 +40,7 @@ class Project:
     output: Path
 
     def assign(self, sort_into: Path | None = None) -> str:
-        return beside.assign(self.workspace, self.images, self.output, sort_into, "cpu", SILENT)
+        return beside.assign(self.workspace, self.images, self.output, sort_into, "none", "cpu", SILENT)
 
     def rows(self) -> dict[str, dict[str, str]]:
         return {row["file"]: row for row in table(self.output)}

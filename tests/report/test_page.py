@@ -17,7 +17,7 @@ from PIL import Image
 from report_sample import HOSTILE, make_card, make_sample, single
 
 from conr.evaluation.scores import SCORES, MeanStd
-from conr.report.page import ClusterCard, Report, Sample, ScoreLine, write_page
+from conr.report.page import Choice, ClusterCard, Group, Report, Sample, ScoreLine, Skipped, write_page
 from conr.report.published import Published
 
 
@@ -325,3 +325,52 @@ def test_thumbnails_shrink_when_there_are_very_many(report: Report, tmp_path: Pa
 def test_an_empty_report_has_no_empty_sections(tmp_path: Path) -> None:
     write_page(Report("Nothing", [], {}, [], [], []), tmp_path / "report.html")
     assert not Outline((tmp_path / "report.html").read_text()).find("section")
+
+
+def written(report: Report, folder: Path) -> str:
+    write_page(report, folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_row_of_scores_that_is_of_the_clusters_shown_is_marked(report: Report, tmp_path: Path) -> None:
+    scores = {"k-means": single(acc=0.5), "graph": single(acc=0.6)}
+    html = written(replace(report, scores=scores, result="graph"), tmp_path)
+    assert '<th scope="col">graph<small>shown on this page</small></th>' in html
+    assert html.count("shown on this page") == 1
+
+
+def test_the_number_of_clusters_is_explained_with_its_curve(report: Report, tmp_path: Path) -> None:
+    choice = Choice("12 clusters: the gap is largest there.", "Criteria against K", report.figures[0][1])
+    html = written(replace(report, choice=choice), tmp_path)
+    section = html[html.index('<section id="choice">') :]
+    assert "12 clusters: the gap is largest there." in section
+    assert section.index("Criteria against K") < section.index("</section>")
+    assert 'id="choice"' not in written(report, tmp_path)
+    assert "<figure>" not in written(Report("K", [], {}, [], [], [], choice=Choice("12.")), tmp_path)
+
+
+def test_names_of_clusters_are_wherever_a_cluster_is(report: Report, tmp_path: Path) -> None:
+    html = written(replace(report, names={1: "House <cats>"}), tmp_path)
+    assert "<h3>House &lt;cats&gt;</h3>" in html
+    assert 'could also be <a href="#cluster-1">House &lt;cats&gt;</a>' in html
+    assert 'data-name="house &lt;cats&gt;"' in html
+    assert "House &lt;cats&gt;, next nearest cluster 0" in html
+
+
+def test_images_to_check_stand_with_the_names_of_all_their_files(report: Report, tmp_path: Path) -> None:
+    sample = make_sample("a.png", 1)
+    groups = [Group("Equal images", [(sample, ["a.png", "b.png", "c.png", "d.png", HOSTILE, "f.png"])], more=1234)]
+    html = written(replace(report, groups=groups, skipped=[Skipped("no image", 1200, HOSTILE)]), tmp_path)
+    section = html[html.index('<section id="checks">') :]
+    assert "<b>6 files</b>" in section
+    assert "<li>d.png</li><li>and 2 more</li>" in section
+    assert "And 1,234 more." in section
+    assert "<td>no image</td><td>1,200</td><td>&lt;script&gt;" in section
+
+
+def test_parts_of_the_page_are_linked_at_its_top(report: Report, html: str, tmp_path: Path) -> None:
+    navigation = html[html.index("<nav") : html.index("</nav>")]
+    assert re.findall('href="#(.*?)"', navigation) == ["clusters", "scores", "figures"]
+    ids = {a["id"] for _, a in Outline(html).tags if "id" in a}
+    assert {"clusters", "scores", "figures"} <= ids
+    assert "<nav" not in written(Report("Nothing", [], {}, [], [], []), tmp_path)

@@ -1,6 +1,5 @@
 """The page in a real browser: filter, sort, enlarge, on a desktop and on a phone."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -9,73 +8,18 @@ from conr.report.page import Report, write_page
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install -e '.[dev]')")
 
+from browser import CHROMIUM, DRIVER, MISSING, Page, chromium
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.select import Select
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1280,900",
-]
-
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (apt-get install chromium chromium-driver)"
-)
-
-
-class Page:
-    """The report in the browser, in the words of its user."""
-
-    def __init__(self, driver: webdriver.Chrome, address: str) -> None:
-        self.driver, self.address = driver, address
-
-    def load(self) -> None:
-        self.driver.get(self.address)
-
-    def find(self, selector: str) -> WebElement:
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def clusters(self) -> list[str]:
-        """Numbers of the visible cards, from top to bottom."""
-        cards = self.driver.find_elements(By.CSS_SELECTOR, ".card")
-        return [card.get_attribute("data-number") or "" for card in cards if card.is_displayed()]
-
-    def type(self, text: str) -> None:
-        self.find("#filter").send_keys(Keys.CONTROL, "a")
-        self.find("#filter").send_keys(Keys.DELETE, text)
-
-    def sort(self, by: str) -> None:
-        Select(self.find("#sort")).select_by_visible_text(by)
-
-    def resize(self, width: int, dark: bool = False) -> None:
-        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")

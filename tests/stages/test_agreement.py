@@ -26,6 +26,7 @@ PUBLIC_NAMES = "conr/__init__.py"  # loads nothing
 NO_INFLUENCE = (
     "conr/pipeline",
     DECLARATIONS,
+    "conr/embedding",  # makes frozen features; what is trained on them names their hash
     "conr/errors.py",
     "conr/files.py",
     "conr/observer.py",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedded_run import write_encoder
 from PIL import Image
 from project import BIN, run_stages, table, tiny, write_params
 
@@ -58,6 +59,7 @@ def test_the_console_and_all_results_take_them(photos: Path) -> None:
     workspace = Workspace.at(photos)
     for trained in (workspace.pretrained, workspace.finetuned(0)):
         write_text(trained.weights, "of no consequence")
+    write_encoder(workspace.encoder, 16)
     made_from = of_embeddings(workspace, load_manifest(workspace.store), 0) | {"encoder": ""}
     paths = [workspace.embeddings(), workspace.embeddings(0)]
     for path in paths:

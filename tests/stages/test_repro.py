@@ -58,7 +58,14 @@ def test_results_are_there_and_agree_with_each_other(clone: Path) -> None:
     record = json.loads((workspace.results / RECORD).read_text())
     encoder = hashlib.sha256(workspace.encoder.read_bytes()).hexdigest()
     centroids = hashlib.sha256(workspace.centroids.read_bytes()).hexdigest()
-    assert record == {"seeds": [0], "made": {"centroids.npy": centroids}, "made_from": {"encoder": encoder}}
+    embedded = hashlib.sha256(workspace.embeddings(0).read_bytes()).hexdigest()
+    assert record == {
+        "seeds": [0],
+        "made": {"centroids.npy": centroids},
+        "made_from": {"encoder": encoder, "embeddings": embedded},
+        "clusters": 10,
+        "method": "kmeans",
+    }
     figures = {path.stem for path in workspace.figures.iterdir()}
     assert figures == {
         "gallery",

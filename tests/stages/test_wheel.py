@@ -10,7 +10,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from project import FINISHED, ROOT, copy_tree, run, write_params
+from project import FINISHED, ROOT, SEEDS, copy_tree, run, write_params
 
 from conr.files import sha256_of
 from conr.pipeline.workspace import RECORD, Workspace
@@ -114,7 +114,10 @@ def test_a_new_project_whose_images_have_no_labels_says_what_cannot_be_known(
     assert "acc" not in metrics
     assert set(metrics["gain"]) == {"silhouette", "size_entropy"}
     assert "label" not in project.assignments.read_text().splitlines()[0]
-    assert json.loads((project.results / RECORD).read_text())["made_from"] == {"encoder": sha256_of(finished.encoder)}
+    assert json.loads((project.results / RECORD).read_text())["made_from"] == {
+        "encoder": sha256_of(finished.encoder),
+        "embeddings": sha256_of(finished.embeddings(SEEDS[0])),
+    }
     figures = {path.stem for path in project.figures.iterdir()}
     assert figures == {"gallery", "map", "cluster_sizes", "training", "neighbors"}
     assert len((project.plots / "neighbor_purity.csv").read_text().splitlines()) == 1, "a header without rows"

@@ -105,6 +105,8 @@ PRETRAIN: dict[str, list[Switch] | str] = {
     "seed": [Switch(1, "0.0 encoder")],
     "device": ELSEWHERE,  # "auto" is the CPU where there is nothing else: test_compute.py
     "precision": [Switch("bfloat16", "1.1 projections")],
+    "network.backbone": ELSEWHERE,  # the weights that an encoder starts from: test_starting_weights.py
+    "network.encoder": ELSEWHERE,  # frozen, nothing is trained: test_frozen_backbone.py
     "network.architecture": [Switch("resnet34", "0.0 encoder")],
     "network.width": [Switch(8, "0.0 encoder")],
     "network.stem": [Switch("imagenet", "0.0 encoder")],
@@ -143,6 +145,7 @@ PRETRAIN: dict[str, list[Switch] | str] = {
     "optimizer.target_schedule": [Switch("constant", "1.2 target weights")],
     "pretrain.epochs": [Switch(3, "3.0 centroids")],  # the first of one more epoch
     "pretrain.batch_size": [Switch(16, "1.1 batch")],
+    "pretrain.cached_views": ELSEWHERE,  # of a frozen backbone: test_frozen_backbone.py
     "pretrain.crop_scale": [Switch(0.5, "1.1 view 1 crop")],
     "pretrain.predictor_lr_scale": [Switch(1.0, "1.1 learning rate of predictor")],
     "pretrain.scattering": [
@@ -334,7 +337,7 @@ def _traced(stage: str, values: str) -> Trace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.BLOCKS_PER_STAGE, "resnet18", (1, 1, 1, 1))  # for speed: there are many runs
         if isinstance(parameters, PretrainStage):
-            spec = small_spec(**parameters.network.model_dump(), framework=parameters.framework.name)
+            spec = small_spec(**parameters.network.layers, framework=parameters.framework.name)
             model = spec.build(parameters.seed)  # as the stage does
             tracer.initial_weights(model)
             pretrain(model, pixels, None, parameters, Unsaved(), tracer)

@@ -153,11 +153,11 @@ def test_another_backbone_is_another_run(run: tuple[Workspace, Path], workspace:
         ("resnet18", "resnet18 is unknown; It is one of scratch,"),
     ],
 )
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("encoder", ["trained", "frozen"])
 def test_a_backbone_that_is_not_there_is_refused_before_anything_is_written(
-    workspace: Workspace, text: str, message: str, frozen: bool
+    workspace: Workspace, text: str, message: str, encoder: str
 ) -> None:
-    parameters = tiny({"network.backbone": text, "network.frozen": frozen})
+    parameters = tiny({"network.backbone": text, "network.encoder": encoder, "finetune.epochs": 0})
     with pytest.raises(UserError, match=f"^network.backbone = {message}"):
         run_stages(workspace, parameters, "pretrain")
     assert not workspace.pretrained.folder.exists()
@@ -245,8 +245,8 @@ def test_few_or_equal_images_end_in_a_result(
 
 def test_one_image_is_refused(packed: Workspace, workspace: Workspace, run: tuple[Workspace, Path]) -> None:
     few(packed, workspace, [0])
-    with pytest.raises(UserError, match="there is one image"):
-        run_stages(workspace, with_backbone(run[1]), "pretrain")
+    with pytest.raises(UserError, match="clusters = 10 is larger than the number of images to train on"):
+        run_stages(workspace, with_backbone(run[1]), "pretrain", "finetune")
 
 
 def test_features_of_one_number_are_grouped(packed: Workspace, workspace: Workspace, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 BENCH_READY := $(ENVIRONMENT)/.bench_ready
 INSTALL := $(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-SPEED := training-step neighborhood clustering graph extraction prepare startup estimate page
+SPEED := training-step neighborhood clustering graph extraction backbone prepare startup estimate page
 TABLES := digits frameworks long-tail
 BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
@@ -35,6 +35,7 @@ bench-neighborhood:  ## ConAff against the published procedure, in a batch and o
 bench-clustering:  ## k-means against scikit-learn and faiss
 bench-graph:  ## Clusters of the graph: time, memory, the index, the entries of a row: ARGS='--sizes 500000'
 bench-extraction:  ## ONNX in float32 and int8 against PyTorch
+bench-backbone:  ## Embedding with EfficientNet-Lite0: conr's loop and int8 against onnxruntime alone
 bench-prepare:  ## Packing images against torchvision's ImageFolder
 bench-startup:  ## conr --help, and a dvc repro with nothing to do
 bench-estimate:  ## conr estimate against what a training takes

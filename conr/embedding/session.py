@@ -93,6 +93,13 @@ def properties(session: onnxruntime.InferenceSession) -> Properties:
     return Properties.model_validate_json(session.get_modelmeta().custom_metadata_map.get("conr", "{}"))
 
 
+def batch_size(session: onnxruntime.InferenceSession, image_size: int) -> int:
+    """How many images `infer` passes to an encoder at a time: on the CPU 128 of up to 32 pixels, 2 of 224."""
+    most, inside = BATCH[session.get_providers()[0]], properties(session).preprocessing
+    pixels = max(image_size, inside.size if inside else 0)
+    return max(1, min(most, most * 32**2 // pixels**2))
+
+
 def infer(
     session: onnxruntime.InferenceSession, arrays: Iterable[NDArray[np.uint8]]
 ) -> Generator[NDArray[np.float32], None, None]:
@@ -114,14 +121,12 @@ def infer(
         rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
         return rows
 
-    provider, inside = session.get_providers()[0], properties(session).preprocessing
-    workers = cores() if provider == PROVIDERS["cpu"] else 2
+    workers = cores() if session.get_providers()[0] == PROVIDERS["cpu"] else 2
     waiting: deque[Future[NDArray[np.float32]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
         for images in arrays:
-            pixels = max(images.shape[1], inside.size if inside else 0)
-            size = max(1, min(BATCH[provider], BATCH[provider] * 32**2 // pixels**2))
+            size = batch_size(session, images.shape[1])
             for first in range(0, len(images), size):
                 waiting.append(pool.submit(run, images[first : first + size]))
                 if len(waiting) == 2 * workers:

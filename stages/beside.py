@@ -67,7 +67,7 @@ def name(workspace: Workspace, cluster: int | None, text: str | None, observer: 
     """Name a cluster, or show again what the table of names says."""
     names = name_clusters(workspace, None if cluster is None else {cluster: text or ""})
     lines = [f"{number} {name}" for number, name in names.items()] or ["no cluster has a name"]
-    lines.append(f"names are in {workspace.names}; run dvc repro to show them on the page, too")
+    lines.append(f"names are in {workspace.names} and in all results; load the page again to see them")
     return "\n".join(["", *lines])
 
 

@@ -157,7 +157,7 @@ function drawNames() {
   context.lineJoin = "round";
   for (const cluster of data.clusters) {
     if (look.shownClusters && !look.shownClusters.has(cluster.number)) continue;
-    const name = data.names[cluster.number] || String(cluster.number);
+    const name = names[cluster.number] ?? String(cluster.number);
     const x = toX(cluster.x), y = toY(cluster.y), half = context.measureText(name).width / 2 + 5;
     if (x < -half || y < -10 || x > view.width + half || y > view.height + 10) continue;
     if (taken.some(([left, top, wide]) => Math.abs(left - x) < wide + half && Math.abs(top - y) < 19)) continue;

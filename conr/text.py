@@ -39,5 +39,15 @@ def no_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts, in the plural where there is not one.
+
+    >>> from conr.text import counted
+    >>> counted(1, "image"), counted(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _acts(char: str) -> bool:
     return char in BIDIRECTIONAL or unicodedata.category(char) in UNPRINTABLE

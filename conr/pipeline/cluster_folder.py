@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from conr.data.decode import dimensions, resize
-from conr.data.folders import images_below
+from conr.data.folders import folder_state, images_below
 from conr.data.reading import read_chunk
 from conr.data.sources import check_folder
 from conr.embedding.frozen import write_frozen_encoder
@@ -189,6 +189,20 @@ def _change(path: Path, changes: dict[str, Any]) -> None:
         group[name] = value
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
+
+
+def has_changed(plan: Plan) -> bool:
+    """Whether the folder of images is another than when it was packed, or this is not known.
+
+    DVC does not always know: it looks at the folder once the stage has ended, and takes files that came while the
+    stage read the folder for files that the stage has read.
+    """
+    before = plan.workspace.packed_folder
+    try:
+        now = folder_state(plan.folder, str(plan.folder), plan.parameters.prepare.exclude)
+    except UserError:  # it is gone
+        return True
+    return not before.exists() or before.read_text(encoding="utf-8") != now
 
 
 def remove_unused(plan: Plan) -> None:

@@ -205,7 +205,8 @@ def cluster(
         str | None, typer.Option(metavar="K|auto|A-B", help="How many groups; at first auto: proposed")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all that is made; by default conr-NAME in the current folder")
+        Path | None,
+        typer.Option(help="Folder for all that is made; by default conr-NAME here, or the project that you are in"),
     ] = None,
     backbone: Annotated[
         str | None,

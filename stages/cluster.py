@@ -47,7 +47,9 @@ def clusters(workspace: Workspace, parameters: Parameters, number: str, observer
     _, proposal = recluster(workspace, parameters, number, observer)
     lines = []
     if proposal is not None:
-        choices = [f"{criterion} {choice}" for criterion, choice in proposal.choices.items()]
+        choices = [
+            f"{criterion} {'no number' if choice is None else choice}" for criterion, choice in proposal.choices.items()
+        ]
         lines.append(f"{proposal.clusters} clusters proposed ({', '.join(choices)}); curves in {workspace.proposals}")
         if not proposal.clear:
             lines.append("No number stands out: look at the page, and try others.")
@@ -103,7 +105,10 @@ def summary(plan: Plan) -> str:
             *changed,
             f"table   {workspace.assignments}",
             f"page    {workspace.report}",
-            f"In {plan.project}: conr clusters 2-40 tries other numbers of groups, conr sort FOLDER copies the images "
-            "into one folder per group, conr assign FOLDER --sort-into SORTED does so with new images.",
+            f"Next, in {plan.project}:",
+            "  conr clusters 2-40                     try other numbers of groups",
+            '  conr name 3 "red shoes"                name group 3',
+            "  conr sort FOLDER                       copy the images into one folder per group",
+            "  conr assign NEW --sort-into FOLDER     sort new images into the same groups",
         ]
     )

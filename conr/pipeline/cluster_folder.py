@@ -78,7 +78,8 @@ def plan(
     Args:
         folder: searched at any depth.
         clusters: K, auto or a range; None for what the project has, at first auto.
-        output: the project's folder; None for conr-NAME in the current folder.
+        output: the project's folder; None for the current folder if it is the project of these images, else for
+            conr-NAME in it.
         backbone: as network.backbone; None for what the project has, at first efficientnet-lite0.
         refine: whether ConNR trains heads on the features.
         labels: as prepare.labels, for scores only; None for what the project has, at first none.
@@ -88,7 +89,7 @@ def plan(
     """
     check_folder(folder)
     folder = folder.resolve()
-    target = (Path(f"conr-{folder.name}") if output is None else output).resolve()
+    target = (_project_of(folder) if output is None else output).resolve()
     if target.is_relative_to(folder):
         if output is not None:
             raise UserError(f"--output {output} lies in {folder}, whose images are grouped; name a folder outside it")
@@ -131,6 +132,16 @@ def plan(
         embedding = _embedding(parse_backbone(own, relative), parameters, pixels)
         seconds = _expected(len(items), reading, embedding, isinstance(parameters.clusters, str))
     return Plan(folder, target, len(items), (width, height), seconds, parameters, changes, resumes)
+
+
+def _project_of(folder: Path) -> Path:
+    """The project of a folder of images, which one is in or which lies or will lie in the current folder."""
+    if Path(params_file.NAME).exists():
+        with suppress(UserError):
+            prepare = params_file.read().prepare
+            if prepare.source == "folder" and Path(prepare.path).resolve() == folder:
+                return Path()
+    return Path(f"conr-{folder.name}")
 
 
 def _embedding(backbone: Backbone, parameters: Parameters, pixels: list[NDArray[np.uint8]]) -> float:

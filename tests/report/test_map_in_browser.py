@@ -368,7 +368,7 @@ def test_names_of_clusters_are_on_cards_and_found_by_their_filter(
 
 
 def test_new_names_are_wherever_a_cluster_is(driver: webdriver.Chrome, tmp_path: Path) -> None:
-    path, names = tmp_path / "report.html", {0: "</script><b>", 1: "'Owls' & \"cats\" 🦉", 2: "חתולים"}
+    path, names = tmp_path / "report.html", {0: "</script><b>" + 80 * "x", 1: "'Owls' & \"cats\" 🦉", 2: "חתולים"}
     write_page(make_mapped_report(), path)
     assert rename_in_page(path, names)
     page = MapPage(driver, path.as_uri())
@@ -384,6 +384,8 @@ def test_new_names_are_wherever_a_cluster_is(driver: webdriver.Chrome, tmp_path:
     assert page.all("#panel-near .neighbor")[0].accessible_name.endswith(f", {names[1]}")
     page.find("#find").send_keys("owls")
     assert page.find("#map-shown").text == "36 of 108 images"
+    page.resize(390)
+    page.wait("return $('legend').clientWidth < 390 && $('legend').scrollWidth <= $('legend').clientWidth")
     assert driver.get_log("browser") == []
 
 

@@ -272,7 +272,7 @@ def test_a_card_says_size_share_label_and_uncertainty(html: str) -> None:
     assert 'style="width:60%"' in card
     assert 'data-uncertainty="0.600000"' in card
     assert 'data-label="owl"' in card
-    assert 'could also be <a href="#cluster-1">cluster 1</a>' in card
+    assert 'could also be <a dir="auto" href="#cluster-1">cluster 1</a>' in card
 
 
 def test_a_cluster_of_one_image_has_no_plural(report: Report, tmp_path: Path) -> None:

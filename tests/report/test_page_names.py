@@ -85,7 +85,7 @@ def test_without_a_script_every_cluster_has_its_number(tmp_path: Path) -> None:
     assert names_on(html) == {1: "Owls"}
     assert html.count("Owls") == 1
     assert "Leaves" not in html
-    assert re.findall("<h3>(Cluster .*?)</h3>", html) == ["Cluster 0", "Cluster 1", "Cluster 2"]
+    assert re.findall("<h3.*?>(Cluster .*?)</h3>", html) == ["Cluster 0", "Cluster 1", "Cluster 2"]
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>\r\n\xff", START])

@@ -48,7 +48,7 @@ def clusters(workspace: Workspace, parameters: Parameters, number: str, observer
     lines = []
     if proposal is not None:
         choices = [
-            f"{criterion} {'no number' if choice is None else choice}" for criterion, choice in proposal.choices.items()
+            f"{criterion} {'none' if choice is None else choice}" for criterion, choice in proposal.choices.items()
         ]
         lines.append(f"{proposal.clusters} clusters proposed ({', '.join(choices)}); curves in {workspace.proposals}")
         if not proposal.clear:

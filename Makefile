@@ -29,7 +29,7 @@ check: $(READY)  ## Format, lint and types only
 	@mypy
 
 # A benchmark takes options: make bench-digits ARGS='--seeds 0 1'.
-bench: $(SPEED:%=bench-%)  ## All comparisons of speed, about 25 minutes on two quiet CPU cores
+bench: $(SPEED:%=bench-%)  ## All comparisons of speed; 25 minutes on two quiet CPU cores, without bench-graph and bench-page
 bench-training-step:  ## The training step against lightly's BYOL
 bench-neighborhood:  ## ConAff against the published procedure, in a batch and over a data set
 bench-clustering:  ## k-means against scikit-learn and faiss

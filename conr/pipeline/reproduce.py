@@ -14,10 +14,15 @@ from pathlib import Path
 FAILED = re.compile(r"failed to run: conr \w+.*exited with (-?\d+)")
 
 
-def reproduce(project: Path) -> int:
-    """Run all stages of a project that are not up to date; the exit code of the first that fails, or 0."""
+def reproduce(project: Path, anew: str = "") -> int:
+    """Run all stages of a project that are not up to date; the exit code of the first that fails, or 0.
+
+    Args:
+        project: its folder.
+        anew: a stage that is run in any case, whatever DVC knows of its inputs.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where conr is
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-m", __name__, *filter(None, [anew])]
     return subprocess.run(command, cwd=project, env={**os.environ, "PATH": path}, check=False).returncode
 
 
@@ -30,12 +35,16 @@ def main() -> int:
         logging.getLogger("dvc").setLevel(logging.WARNING)
         try:
             with Repo() as repo:
+                for stage in sys.argv[1:]:
+                    repo.reproduce(stage, single_item=True, force=True)
                 repo.reproduce()
         except ReproductionError as error:
             failed = FAILED.search(str(error.__cause__))
             if failed is not None:  # the stage has said why
                 return int(failed[1]) % 256
             why = str(error.__cause__ or error)
+            if isinstance(error.__cause__, FileNotFoundError):
+                why = f"{error.__cause__.filename} was removed while it was read; run the same command again"
         except DvcException as error:
             why = str(error)
         else:

@@ -107,6 +107,19 @@ def test_the_project_lies_beside_a_folder_that_one_is_in(
         plan(photos, output=photos / "x", backbone=backbone)
 
 
+def test_in_the_project_of_the_folder_that_project_is_used(
+    photos: Path, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(photos, backbone, tmp_path)
+    prepare_project(made, backbone)
+    monkeypatch.chdir(made.project)
+    assert (plan(photos).project, plan(photos).resumes) == (made.project, True)
+    other = write_images(tmp_path / "other")
+    assert plan(other, backbone=backbone).project == made.project / "conr-other"
+    (made.project / "params.yaml").write_text("of: another program")
+    assert plan(photos, backbone=backbone).project == made.project / "conr-my photos"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -144,12 +157,14 @@ def test_one_command_groups_a_folder(clustered: tuple[Path, str]) -> None:
     project, said = clustered
     assert "60 images in" in said
     assert "most of it for" in said
+    assert "60 images in 3 groups\n" in said
     assert f"page    {project / 'results/report.html'}\n" in said
     rows = table(project / "results/assignments.csv")
     assert len(rows) == COUNT
     assert json.loads((project / "results/metrics.json").read_text())["acc"] == 1.0
     assert len({(row["label"], row["cluster"]) for row in rows}) == len(COLORS)
     assert not (project / ".git").exists()
+    assert not (project / "results/figures/training.png").exists(), "nothing was trained"
     assert {"kmeans", "graph"} <= json.loads((project / "results/metrics.json").read_text()).keys()
 
 

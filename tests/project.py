@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from forked import run_conr
 from ruamel.yaml import YAML
 
 from conr.parameters import STAGES, Parameters
@@ -62,14 +63,8 @@ def run_stages(workspace: Workspace, parameters: Parameters, *names: str) -> Non
         body(workspace, STAGES[name].of(parameters))
 
 
-def run_conr(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed `conr` in a folder, as a user would."""
-    command = [str(BIN / "conr"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-
-
 def refused(folder: Path, *arguments: str) -> str:
-    """Run conr, assert that it refuses with exit code 2 and no stack trace, and return the message on one line."""
+    """Run `conr`, assert that it refuses with exit code 2 and no stack trace, and return the message on one line."""
     result = run_conr(folder, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from dvc.repo import Repo
-from project import copy_tree, refused, run, run_conr
+from forked import run_conr
+from project import copy_tree, refused, run
 from ruamel.yaml import YAML
 
 from conr.errors import UserError
@@ -252,9 +253,8 @@ def test_the_command_lists_and_writes_presets_and_refuses_an_unknown_one(project
     former = (project / "params.yaml").read_bytes()
     assert "there is no preset cifar-10; did you mean cifar10?" in refused(project, "preset", "cifar-10")
     assert (project / "params.yaml").read_bytes() == former
-    written = run_conr(project, "preset", "stl10")
-    assert written.returncode == 0, written.stderr
-    assert "The old params.yaml is kept as params.yaml.bak." in written.stdout
+    written = run(project, "conr", "preset", "stl10")
+    assert "The old params.yaml is kept as params.yaml.bak." in written
     assert (project / "params.yaml").read_bytes() == FILES["stl10"].read_bytes()
 
 

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -20,9 +20,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([f"conr.stages.{module}" for module in (*cli.STAGES, "beside", "cluster", "console")])
 
 
-def start_conr(folder: Path, *arguments: str, output: Path, errors: Path) -> BaseProcess:
-    """Start `conr` in a folder, its output in two files; the process leads a group of its own."""
-    given = (folder, arguments, dict(os.environ), output, errors)
+def start_conr(
+    folder: Path, *arguments: str, output: Path, errors: Path, main: Callable[[], object] = cli.main
+) -> BaseProcess:
+    """Start `conr`, or another main function, in a folder, its output in two files; it leads a process group."""
+    given = (folder, arguments, dict(os.environ), output, errors, main)
     process = CONTEXT.Process(target=_conr, args=given)
     process.start()
     return process
@@ -38,13 +40,21 @@ def run_conr(folder: Path, *arguments: str) -> CompletedProcess[str]:
         return CompletedProcess(["conr", *arguments], process.exitcode, output.read_text(), errors.read_text())
 
 
-def _conr(folder: Path, arguments: tuple[str, ...], environment: Mapping[str, str], output: Path, errors: Path) -> None:
+def _conr(
+    folder: Path,
+    arguments: tuple[str, ...],
+    environment: Mapping[str, str],
+    output: Path,
+    errors: Path,
+    main: Callable[[], object],
+) -> None:
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for number, file in ((1, output), (2, errors)):
+    for name, number, file in (("stdout", 1, output), ("stderr", 2, errors)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        setattr(sys, name, os.fdopen(number, "w", 1, closefd=False))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a shell's background
     sys.argv = ["conr", *arguments]
-    cli.main()
+    main()

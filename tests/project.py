@@ -20,6 +20,7 @@ from conr.pipeline.workspace import Workspace
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
+DIGITS = load_preset("digits")
 TINY: dict[str, Any] = {
     "device": "cpu",
     "network.width": 4,
@@ -39,12 +40,12 @@ FINISHED: dict[str, Any] = {"seed": 3, "seeds": SEEDS}
 
 def tiny(changes: Mapping[str, Any] | None = None) -> Parameters:
     """The digits preset, made tiny, with changes by dotted key."""
-    return load_preset("digits").changed({**TINY, **(changes or {})})
+    return DIGITS.changed({**TINY, **(changes or {})})
 
 
 def write_params(folder: Path, changes: Mapping[str, Any] | None = None) -> None:
     """The same as params.yaml of a folder, possible or not."""
-    content = load_preset("digits").model_dump()
+    content = DIGITS.model_dump()
     for key, value in {**TINY, **(changes or {})}.items():
         *groups, name = key.split(".")
         group = content

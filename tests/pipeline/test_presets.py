@@ -17,9 +17,9 @@ from conr.pipeline.presets import FOLDER, listing, load_preset, preset_file, wri
 from conr.stages.cli import STAGES
 
 FILES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+CONTENTS = {name: load_preset(name).model_dump() for name in FILES}
 VALUES: dict[str, dict[str, Any]] = {
-    name: {".".join(key): lookup(load_preset(name).model_dump(), key) for key, _ in leaves(Parameters)}
-    for name in FILES
+    name: {".".join(key): lookup(content, key) for key, _ in leaves(Parameters)} for name, content in CONTENTS.items()
 }
 ORDER = "seed seeds device precision clusters k k1 k2 fr prepare network framework neighborhood boundary views"
 ORDER += " optimizer pretrain finetune extract evaluate"

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from forked import run_conr
 from ruamel.yaml import YAML
 
 from conr.parameters import STAGES, Parameters
@@ -19,6 +20,7 @@ from conr.pipeline.workspace import Workspace
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
+DIGITS = load_preset("digits")
 TINY: dict[str, Any] = {
     "device": "cpu",
     "network.width": 4,
@@ -38,12 +40,12 @@ FINISHED: dict[str, Any] = {"seed": 3, "seeds": SEEDS}
 
 def tiny(changes: Mapping[str, Any] | None = None) -> Parameters:
     """The digits preset, made tiny, with changes by dotted key."""
-    return load_preset("digits").changed({**TINY, **(changes or {})})
+    return DIGITS.changed({**TINY, **(changes or {})})
 
 
 def write_params(folder: Path, changes: Mapping[str, Any] | None = None) -> None:
     """The same as params.yaml of a folder, possible or not."""
-    content = load_preset("digits").model_dump()
+    content = DIGITS.model_dump()
     for key, value in {**TINY, **(changes or {})}.items():
         *groups, name = key.split(".")
         group = content
@@ -62,14 +64,8 @@ def run_stages(workspace: Workspace, parameters: Parameters, *names: str) -> Non
         body(workspace, STAGES[name].of(parameters))
 
 
-def run_conr(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the installed `conr` in a folder, as a user would."""
-    command = [str(BIN / "conr"), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-
-
 def refused(folder: Path, *arguments: str) -> str:
-    """Run conr, assert that it refuses with exit code 2 and no stack trace, and return the message on one line."""
+    """Run `conr`, assert that it refuses with exit code 2 and no stack trace, and return the message on one line."""
     result = run_conr(folder, *arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr

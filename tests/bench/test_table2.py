@@ -1,21 +1,20 @@
 """The commands of docs/gpu.md for Table 2 at toy size: an interruption changes nothing, finished runs are kept."""
 
 import csv
+import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
 from common import set_values
+from forked import run_conr, start_conr
 from PIL import Image
 
 pytestmark = pytest.mark.bench
 
-CONR = Path(sys.executable).with_name("conr")
 ABLATE = ("ablate", "--rows", "1,7", "--jobs", "1", "--seeds")
 IMAGES = 120
 TINY = {
@@ -27,10 +26,10 @@ TINY = {
     "network.hidden": 32,
     "network.dimension": 16,
     "optimizer.warmup_epochs": 1,
-    "optimizer.schedule_epochs": 5,
+    "optimizer.schedule_epochs": 9,
     "pretrain.epochs": 3,
     "pretrain.batch_size": 40,
-    "finetune.epochs": 2,
+    "finetune.epochs": 6,  # one is saved long before the last ends
     "finetune.batch_size": 40,
     "evaluate.n_init": 2,
     "evaluate.context": 40,
@@ -39,7 +38,9 @@ TINY = {
 
 def conr(folder: Path, *arguments: str) -> str:
     """Run a command in a folder; returns what it prints."""
-    return subprocess.run([CONR, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+    done = run_conr(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def scores(project: Path) -> list[dict[str, str]]:
@@ -50,7 +51,7 @@ def scores(project: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after rows 1 and 7 with one seed, on a few images in folders like CIFAR-10's."""
+    """A project after rows 1 and 7 with two seeds, on a few images in folders like CIFAR-10's."""
     folder = tmp_path_factory.mktemp("table2")
     random = np.random.default_rng(0)
     for number in range(IMAGES):
@@ -62,42 +63,44 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     conr(folder, "new", "table2", "--preset", "cifar10-200")
     set_values(folder / "table2/params.yaml", TINY)
     conr(folder / "table2", "prepare", "--source", "folder", "--path", str(folder / "cifar10"), "--labels", "parent")
-    printed = conr(folder / "table2", *ABLATE, "0")
+    printed = conr(folder / "table2", *ABLATE, "0,1")
     assert (folder / "table2/results/ablation/table.md").read_text() in printed
     return folder / "table2"
 
 
 def test_table_and_curves_show_the_runs(project: Path) -> None:
     table = (project / "results/ablation/table.md").read_text()
-    assert [row["row"] for row in scores(project)] == ["InC", "InC + ConAff + OBD + PR"]
-    for row in scores(project):
-        assert f"| {' | '.join(f'{100 * float(row[key]):.1f}' for key in ('nmi', 'acc', 'ari'))} |" in table
+    rows, names = scores(project), ["InC", "InC + ConAff + OBD + PR"]
+    assert [(row["row"], row["seed"]) for row in rows] == [(name, seed) for name in names for seed in "01"]
+    for name, line in zip(names, table.splitlines()[2:], strict=False):
+        cells = [cell.split(" ± ") for cell in line.split(" | ") if " ± " in cell]
+        for key, (mean, std) in zip(("nmi", "acc", "ari"), cells, strict=True):
+            found = [100 * float(row[key]) for row in rows if row["row"] == name]
+            assert (float(mean), float(std)) == pytest.approx((fmean(found), stdev(found)), abs=0.06)
     assert "\nLast run on " in table
     assert (project / "results/ablation/curves.png").stat().st_size > 10_000
+    assert len(list(project.rglob("log.csv"))) == 6, "the rows share the pretraining"
 
 
-def test_an_interrupted_run_resumes_and_ends_alike(project: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_with_another_seed_repeats_nothing_and_ends_alike(
+    project: Path, tmp_path: Path
+) -> None:
     shutil.copy(project / "params.yaml", tmp_path)
     (tmp_path / "artifacts").symlink_to(project / "artifacts")
-    saved = ".conr/experiments/*/.conr/checkpoints/*/state.pt"
-    command = subprocess.Popen([CONR, *ABLATE, "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob(saved)):
-        assert command.poll() is None, "it ended before an epoch was saved"
-        time.sleep(0.02)
-    command.terminate()
-    _, errors = command.communicate(timeout=60)
-    assert command.returncode == 128 + signal.SIGTERM
-    assert "run the same command to resume" in errors
-    assert list(tmp_path.glob(saved)), "the saved epochs are there"
-    conr(tmp_path, *ABLATE, "0")
+    experiments, errors = tmp_path / ".conr/experiments", tmp_path / "errors"
+    command = start_conr(tmp_path, *ABLATE, "0", output=tmp_path / "output", errors=errors)
+    saved = "finetune-*/.conr/checkpoints/*/state.pt"
+    while not (list(experiments.glob("finetune-*/scores.json")) and list(experiments.glob(saved))):
+        command.join(timeout=0.02)
+        assert command.exitcode is None, "it ended before an epoch of the second row was saved"
+    assert command.pid is not None
+    os.kill(command.pid, signal.SIGTERM)
+    command.join(timeout=60)
+    assert command.exitcode == 128 + signal.SIGTERM
+    assert "run the same command to resume" in errors.read_text()
+    assert list(experiments.glob(saved)), "the saved epochs are there"
+    finished = {path: path.stat().st_mtime_ns for path in experiments.rglob("log.csv")}
+    assert len(finished) == 2, "the pretraining and a row"
+    conr(tmp_path, *ABLATE, "0,1")
     assert scores(tmp_path) == scores(project)
-
-
-def test_another_seed_repeats_no_finished_run(project: Path) -> None:
-    logs = {path: path.stat().st_mtime_ns for path in project.rglob("log.csv")}
-    before = scores(project)
-    assert len(logs) == 3, "the rows share the pretraining"
-    conr(project, *ABLATE, "0,1")
-    assert {path: path.stat().st_mtime_ns for path in logs} == logs
-    assert len(list(project.rglob("log.csv"))) == 6
-    assert [row for row in scores(project) if row["seed"] == "0"] == before
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished

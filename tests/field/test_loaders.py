@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import run_conr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import BIN, ROOT, run_conr, tiny, write_params
+from project import BIN, ROOT, tiny, write_params
 
 from conr.data.store import open_store
 from conr.embedding.session import open_session

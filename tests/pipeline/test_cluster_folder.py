@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from colored import COLORS, colored_images
+from forked import run_conr
 from PIL import Image
-from project import BIN, refused, run, run_conr, table
+from project import BIN, refused, run, table
 from ruamel.yaml import YAML
 from small_networks_onnx import write_network
 

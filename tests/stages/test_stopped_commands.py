@@ -2,16 +2,19 @@
 
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import endless_estimate
 import pytest
-from project import BIN, run_stages, tiny, write_params
+from forked import start_conr
+from project import run_stages, tiny, write_params
 
 from conr.pipeline.workspace import Workspace
+from conr.stages import cli
 
 # A few digits, for longer than any test.
 ENDLESS: dict[str, Any] = {
@@ -22,15 +25,26 @@ ENDLESS: dict[str, Any] = {
 }
 
 
-def ended(command: subprocess.Popen[str], number: signal.Signals) -> str:
+def start(folder: Path, *arguments: str, main: Callable[[], object] = cli.main) -> tuple[BaseProcess, int]:
+    """A command, and the end of the pipe that it and all of its processes write errors to."""
+    os.mkfifo(folder / "errors")
+    errors = os.open(folder / "errors", os.O_RDONLY | os.O_NONBLOCK)
+    return start_conr(folder, *arguments, output=folder / "output", errors=folder / "errors", main=main), errors
+
+
+def ended(command: BaseProcess, errors: int, number: signal.Signals) -> str:
     """Stop a command, and only it; return what it wrote to standard error when all of its processes have ended."""
+    assert command.pid is not None
     try:
-        command.send_signal(number)
-        _, errors = command.communicate(timeout=60)  # a pipe closes when the last process that holds it has ended
+        os.kill(command.pid, number)
+        os.set_blocking(errors, True)
+        with os.fdopen(errors) as pipe:
+            written = pipe.read()  # until the last process that holds the pipe has ended
+        command.join(timeout=60)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(command.pid, signal.SIGKILL)
-    return errors
+    return written
 
 
 @pytest.mark.timeout(120)
@@ -42,43 +56,16 @@ def test_no_training_outlives_its_ablation(tmp_path: Path, number: signal.Signal
     workspace = Workspace.at(tmp_path)
     write_params(workspace.root, ENDLESS)
     run_stages(workspace, tiny(ENDLESS), "prepare")
-    command = subprocess.Popen(
-        [BIN / "conr", "ablate", "--seeds", ",".join(map(str, seeds)), "--jobs", "2"],
-        cwd=workspace.root,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs, this test among them, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command, errors = start(tmp_path, "ablate", "--seeds", ",".join(map(str, seeds)), "--jobs", "2")
     try:
         while len(list(workspace.experiments.rglob("state.pt"))) < len(seeds):
-            with suppress(subprocess.TimeoutExpired):
-                command.wait(timeout=0.02)
-            assert command.returncode is None, "the command ended before its trainings saved a checkpoint"
+            command.join(timeout=0.02)
+            assert command.exitcode is None, "the command ended before its trainings saved a checkpoint"
     finally:
-        errors = ended(command, number)
-    assert command.returncode == code
+        written = ended(command, errors, number)
+    assert command.exitcode == code
     if number != signal.SIGKILL:
-        assert errors == "Error: stopped; run the same command to resume after the last saved epoch\n"
-
-
-# The command with trials that never end; their processes import this file, and nothing else that takes long.
-ESTIMATE = """
-import signal
-
-def endless(*arguments):
-    print("trying", flush=True)
-    signal.pause()
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a shell's background
-    from conr.pipeline import estimate, params_file
-    from conr.stages import cli
-
-    estimate.try_out = endless
-    cli.run("estimate", params_file.read())
-"""
+        assert written == "Error: stopped; run the same command to resume after the last saved epoch\n"
 
 
 @pytest.mark.timeout(120)
@@ -88,21 +75,14 @@ if __name__ == "__main__":
 def test_a_stopped_estimate_ends_at_once_and_leaves_no_process(
     workspace: Workspace, project: Path, number: signal.Signals, code: int
 ) -> None:
-    (project / "endless.py").write_text(ESTIMATE)
-    command = subprocess.Popen(
-        [sys.executable, "endless.py"],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert command.stdout is not None
+    command, errors = start(project, main=endless_estimate.main)
     try:
-        assert command.stdout.readline() == "trying\n"
+        while not (project / "output").exists() or (project / "output").read_text() != "trying\n":
+            command.join(timeout=0.02)
+            assert command.exitcode is None, "the command ended before its trial began"
     finally:
-        errors = ended(command, number)
-    assert command.returncode == code
+        written = ended(command, errors, number)
+    assert command.exitcode == code
     if number != signal.SIGKILL:
-        assert errors.endswith("Error: stopped; run the same command to start again\n")
+        assert written.endswith("Error: stopped; run the same command to start again\n")
         assert list(workspace.scratch.iterdir()) == []

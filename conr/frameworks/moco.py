@@ -38,7 +38,8 @@ class MoCo(Framework):
     def enqueue(self, outputs: Outputs) -> None:
         """Put the keys of both views in front of the queue; the oldest leave it."""
         keys = torch.cat(outputs.unit_targets)
-        self.queue = torch.cat((keys, self._negatives(keys)))[: self.settings.queue]
+        queue = self._negatives(keys)
+        queue.copy_(torch.cat((keys, queue))[: len(queue)])
 
     def state(self) -> dict[str, Tensor]:
         """The queue."""

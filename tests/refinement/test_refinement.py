@@ -187,8 +187,8 @@ def test_neighbors_are_searched_as_the_parameters_say() -> None:
     assert torch.equal(neighbor_search(parameters)(features), euclidean(features, 5))
 
 
-def refinement(**settings: Any) -> Refinement:
-    parameters = FinetuneStage(**SHARED, **settings, finetune=Finetune(epochs=4, batch_size=32))
+def refinement(batch_size: int = 32, **settings: Any) -> Refinement:
+    parameters = FinetuneStage(**SHARED, **settings, finetune=Finetune(epochs=4, batch_size=batch_size))
     images = torch.from_numpy(patterned(np.arange(64) % 4))
     return Refinement(
         Context(small_spec().build(seed=0), images, None, Compute.choose("cpu", "float32"), SILENT), parameters
@@ -199,7 +199,7 @@ UNREAD = (torch.full((2, 8), torch.nan), torch.full((2, 8), torch.nan))  # the g
 
 
 def test_candidates_of_a_batch_come_from_the_pseudo_labels_of_its_own_samples() -> None:
-    objective = refinement(clusters=2, k=1, k1=1, k2=1, fr=0.5)
+    objective = refinement(batch_size=4, clusters=2, k=1, k1=1, k2=1, fr=0.5)
     objective.load_state({"centroids": torch.eye(2, 8), "pseudo_labels": torch.arange(64) // 32})
     objective.start_epoch(0)
     # Two samples of either half: one lies on the centroid of its pseudo label, the other on the wrong one.

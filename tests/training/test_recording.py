@@ -23,6 +23,8 @@ from conr.training.log import Row
 from conr.training.pretraining import pretrain
 from conr.training.recording import WARM_UP, RecordedStep
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT, BATCH, EPOCHS = 96, 16, 3
 LABELS = np.random.default_rng(1).integers(-1, 4, COUNT)
 IMAGES = patterned(np.arange(COUNT) % 4)

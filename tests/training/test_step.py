@@ -1,6 +1,6 @@
 """The training step against a loop in which every operation is written out: the same weights and log, bit for bit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,19 +34,12 @@ from conr.training.pretraining import pretrain
 from conr.training.schedules import learning_rate, target_momentum
 from conr.training.views import two_views
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT, BATCH, EPOCHS, CLUSTERS, FIRST = 32, 16, 3, 4, 2
 LABELS = np.random.default_rng(1).integers(-1, CLUSTERS, COUNT)
 IMAGES = patterned(np.arange(COUNT) % CLUSTERS)
 PLAIN = Execution()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Bits depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def parameters_of(stage: str, framework: str, precision: str, settings: Mapping[str, Any]) -> Any:

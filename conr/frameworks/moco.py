@@ -47,7 +47,7 @@ class MoCo(Framework):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the queue."""
-        self.queue = state.get("queue")
+        self.queue = state["queue"].clone() if "queue" in state else None  # `enqueue` writes into it
 
     def _one_direction(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return contrastive_loss(predictions, targets, self._negatives(targets), self.settings.temperature)

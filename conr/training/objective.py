@@ -102,8 +102,8 @@ class PseudoLabels:
         """Restore the state of an interrupted run."""
         if "centroids" in state:
             device = self.context.compute.device
-            self.centroids = state["centroids"].to(device)
-            self.assignments = state["pseudo_labels"].to(device)
+            self.centroids = state["centroids"].to(device, copy=True)  # `update` writes into them
+            self.assignments = state["pseudo_labels"].to(device, copy=True)
 
 
 class Objective:

@@ -46,8 +46,17 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) images with pixels in [0, 1] to (B, D) features, not yet normalized."""
-        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.projector(self.encoder(normalized))
+        return self.features(self.standardize(images))
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """What the encoder takes: pixels with the statistics removed, channels last, in autocast's precision."""
+        standardized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        kind = images.device.type
+        return standardized.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else standardized
+
+    def features(self, standardized: Tensor) -> Tensor:
+        """Map (B, 3, H, W) standardized images to (B, D) features, not yet normalized."""
+        features: Tensor = self.projector(self.encoder(standardized))
         return features
 
 
@@ -112,7 +121,8 @@ class Siamese(nn.Module):
             generator: of the noise and of the target's order.
             noise_std: standard deviation of what is added to the online features before the predictor.
         """
-        projections = self.online(first), self.online(second)
+        views = self.online.standardize(first), self.online.standardize(second)
+        projections = self.online.features(views[0]), self.online.features(views[1])
         inputs = [
             features if noise_std == 0 else _with_noise(features, noise_std, generator) for features in projections
         ]
@@ -121,19 +131,22 @@ class Siamese(nn.Module):
             targets = projections[0].detach(), projections[1].detach()
         elif self.shuffles_target:
             order = torch.randperm(len(first), device=first.device, generator=generator)
-            targets = self._project_in_order(first, order), self._project_in_order(second, order)
+            targets = self._project_in_order(views[0], order), self._project_in_order(views[1], order)
         else:
-            targets = self.project(first), self.project(second)
+            targets = self._project(views[0]), self._project(views[1])
         return Outputs(projections, predictions, targets)
 
     @torch.no_grad()
     def project(self, images: Tensor) -> Tensor:
         """Target features F_t(v), (B, D), of images (B, 3, H, W) in [0, 1]; no gradient."""
-        features: Tensor = self.target(images)
-        return features
+        return self._project(self.target.standardize(images))
 
-    def _project_in_order(self, images: Tensor, order: Tensor) -> Tensor:
-        features = self.project(images[order])
+    @torch.no_grad()
+    def _project(self, standardized: Tensor) -> Tensor:
+        return self.target.features(standardized)
+
+    def _project_in_order(self, standardized: Tensor, order: Tensor) -> Tensor:
+        features = self._project(standardized[order].contiguous(memory_format=torch.channels_last))
         return torch.empty_like(features).index_copy_(0, order, features)
 
     @torch.no_grad()

@@ -90,7 +90,9 @@ def uniform_numbers(batch: int, generator: torch.Generator) -> Tensor:
 def parameters_from(numbers: Tensor, height: int, width: int, views: Views, crop_scale: float) -> ViewParameters:
     """The parameters of one view from its `uniform_numbers`."""
     batch = len(numbers) // sum(NUMBERS)
-    jitter, areas, ratios, offsets, flip, angle, *strengths, grayscale = numbers.split([n * batch for n in NUMBERS])
+    jitter, areas, ratios, offsets, flip, angle, *strengths, grayscale = torch.split(
+        numbers, [n * batch for n in NUMBERS]
+    )
     plain = jitter >= views.jitter
 
     def jittered(drawn: Tensor, strength: float, neutral: float = 1.0, lowest: float = 0.0) -> Tensor | None:

@@ -22,7 +22,7 @@ VALUES: dict[str, dict[str, Any]] = {
     name: {".".join(key): lookup(content, key) for key, _ in leaves(Parameters)} for name, content in CONTENTS.items()
 }
 ORDER = "seed seeds device precision clusters k k1 k2 fr prepare network framework neighborhood boundary views"
-ORDER += " optimizer pretrain finetune extract evaluate"
+ORDER += " optimizer training pretrain finetune extract evaluate"
 
 FOLDERS = ("folder", "folder-scratch")
 

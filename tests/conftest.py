@@ -9,6 +9,7 @@ import torch
 from project import FINISHED, run_stages, tiny, write_params
 from report_sample import make_report
 from small_encoder import export_in
+from together import Peers
 
 from conr.pipeline.workspace import Workspace
 from conr.report.page import Report
@@ -56,6 +57,14 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(before[0])
     faiss.omp_set_num_threads(before[1])
+
+
+@pytest.fixture(scope="session")
+def peers() -> Iterator[Peers]:
+    """Processes that can be joined."""
+    peers = Peers()
+    yield peers
+    peers.close()
 
 
 @pytest.fixture(scope="session")

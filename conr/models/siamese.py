@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conr.models.resnet import Encoder
+from conr.models.world import World
 
 Pair = tuple[Tensor, Tensor]  # one of each view
 
@@ -54,6 +55,8 @@ class Network(nn.Module):
 @dataclass(frozen=True)
 class Outputs:
     """What the networks make of two views of a batch: for each view a (B, D) tensor.
+
+    Of several processes that train together, each has the outputs of the whole batch.
 
     The losses compare directions. Each pair is normalized once, here, when a loss first asks for it.
 
@@ -107,24 +110,28 @@ class Siamese(nn.Module):
     def forward(self, first: Tensor, second: Tensor, generator: torch.Generator, noise_std: float = 0.0) -> Outputs:
         """Features, predictions and targets of two views.
 
+        Random numbers are drawn for the whole batch, so that they do not depend on the number of processes.
+
         Args:
-            first, second: (B, 3, H, W) in [0, 1].
+            first, second: (B, 3, H, W) in [0, 1]; of several processes each has its own rows (`World.rows`).
             generator: of the noise and of the target's order.
             noise_std: standard deviation of what is added to the online features before the predictor.
         """
         projections = self.online(first), self.online(second)
+        world = World.current()
         inputs = [
-            features if noise_std == 0 else _with_noise(features, noise_std, generator) for features in projections
+            features if noise_std == 0 else _with_noise(features, noise_std, generator, world)
+            for features in projections
         ]
         predictions = self.predictor(inputs[0]), self.predictor(inputs[1])
         if not self.moving_average:
             targets = projections[0].detach(), projections[1].detach()
         elif self.shuffles_target:
-            order = torch.randperm(len(first), device=first.device, generator=generator)
-            targets = self._project_in_order(first, order), self._project_in_order(second, order)
+            order = torch.randperm(len(first) * world.size, device=first.device, generator=generator)
+            targets = self._project_in_order(first, order, world), self._project_in_order(second, order, world)
         else:
             targets = self.project(first), self.project(second)
-        return Outputs(projections, predictions, targets)
+        return _of_all(world, projections, predictions, targets)
 
     @torch.no_grad()
     def project(self, images: Tensor) -> Tensor:
@@ -132,9 +139,9 @@ class Siamese(nn.Module):
         features: Tensor = self.target(images)
         return features
 
-    def _project_in_order(self, images: Tensor, order: Tensor) -> Tensor:
-        features = self.project(images[order])
-        return torch.empty_like(features).index_copy_(0, order, features)
+    def _project_in_order(self, images: Tensor, order: Tensor, world: World) -> Tensor:
+        features = world.gather(self.project(world.rows(world.gather(images)[order])))
+        return world.rows(torch.empty_like(features).index_copy_(0, order, features))
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -155,6 +162,16 @@ def _unit(pair: Pair) -> Pair:
     return F.normalize(pair[0].float(), dim=1), F.normalize(pair[1].float(), dim=1)
 
 
-def _with_noise(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(features.shape, device=features.device, generator=generator)
-    return features + std * noise
+def _with_noise(features: Tensor, std: float, generator: torch.Generator, world: World) -> Tensor:
+    count, dimension = features.shape
+    noise = torch.randn((count * world.size, dimension), device=features.device, generator=generator)
+    return features + std * world.rows(noise)
+
+
+def _of_all(world: World, projections: Pair, predictions: Pair, targets: Pair) -> Outputs:
+    """The outputs of all processes, gathered at once."""
+    if world.size == 1:
+        return Outputs(projections, predictions, targets)
+    every = torch.stack([output.float() for output in (*projections, *predictions, *targets)], dim=1)
+    projection, other, prediction, another, target, last = world.gather(every).unbind(1)
+    return Outputs((projection, other), (prediction, another), (target.detach(), last.detach()))

@@ -6,7 +6,7 @@ follow torchvision's functional operations, always in this order. The random par
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conr.models.siamese import to_pixels
+from conr.models.world import World
 from conr.observer import SILENT, Observer
 from conr.parameters import Views
 
@@ -44,11 +45,19 @@ class ViewParameters:
     hue: Tensor | None = None
     grayscale: Tensor | None = None
 
+    def rows(self, world: World) -> "ViewParameters":
+        """This process's, of those of the whole batch."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ViewParameters(**{name: None if value is None else world.rows(value) for name, value in values})
+
 
 def two_views(
     images: Tensor, views: Views, crop_scale: float, generator: torch.Generator, observer: Observer = SILENT
 ) -> tuple[Tensor, Tensor]:
     """Two independent random views of a batch.
+
+    Of several processes each has its rows of the batch. The parameters are drawn for the whole batch, so that they do
+    not depend on the number of processes.
 
     Args:
         images: (B, H, W, 3) uint8, on the device of the generator.
@@ -60,11 +69,11 @@ def two_views(
     Returns:
         Two (B, 3, H, W) float32 tensors with values in [0, 1].
     """
-    pixels = to_pixels(images)
+    pixels, world = to_pixels(images), World.current()
     batch, height, width, _ = images.shape
     pair = []
     for name in ("view 1", "view 2"):
-        drawn = draw(batch, height, width, views, crop_scale, generator)
+        drawn = draw(batch * world.size, height, width, views, crop_scale, generator).rows(world)
         observer.traced(name, drawn)
         pair.append(apply(pixels, drawn))
     observer.traced("pixels", pair)

@@ -47,8 +47,8 @@ class ViewParameters:
 
     def rows(self, world: World) -> "ViewParameters":
         """This process's, of those of the whole batch."""
-        values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return ViewParameters(**{name: None if value is None else world.rows(value) for name, value in values})
+        drawn = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: world.rows(values) for name, values in drawn.items() if values is not None})
 
 
 def two_views(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conr.models.siamese import Siamese
+from conr.models.world import World
 from conr.training.execution import Execution
 from conr.training.objective import Objective
 from conr.training.recipe import Recipe
@@ -18,6 +19,10 @@ class TrainingStep:
 
     Between two calls, `set` writes what differs from step to step into tensors that stay where they are; between two
     epochs, `start_epoch` does so. What Python decides within a step is its `key`: a record is valid for one key.
+
+    Of several processes each puts its rows of the batch through the networks. The loss is that of the whole batch in
+    each, from gathered outputs; its gradients are added up once, not by `DistributedDataParallel`, which would send them
+    while others are computed, from hooks that have to be recorded with the step.
 
     Args:
         objective: the loss; its context has networks, images, device and observer.
@@ -46,9 +51,10 @@ class TrainingStep:
         self._bind_rates()
         self._target_weight = torch.zeros((), device=device)  # of the online network
         self._indices = torch.zeros(size, dtype=torch.int64, device=device)
-        self._pixels: Tensor | None = None  # of a batch, if the images are not on the device
+        self._world = World.current()
+        self._pixels: Tensor | None = None  # of this process's rows, if the images are not on the device
         if self.images.device.type != device.type:
-            self._pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            self._pixels = torch.zeros(size // self._world.size, *self.images.shape[1:], dtype=torch.uint8, device=device)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._target = list(self.model.target.state_dict().values())
 
@@ -81,12 +87,12 @@ class TrainingStep:
         self._target_weight.fill_(1 - self.recipe.target_momentum(progress))
         self._indices.copy_(indices)
         if self._pixels is not None:
-            self._pixels.copy_(self.compute.batch(self.images, stored))
+            self._pixels.copy_(self.compute.batch(self.images, self._world.rows(stored)))
 
     def __call__(self) -> None:
         """Make a step."""
         traced = self.observer.traced
-        pixels = self.images[self._indices] if self._pixels is None else self._pixels
+        pixels = self.images[self._world.rows(self._indices)] if self._pixels is None else self._pixels
         views, own = self.generators
         first, second = two_views(pixels, self.recipe.views, self.recipe.settings.crop_scale, views, self.observer)
         with self.compute.autocast():
@@ -95,6 +101,7 @@ class TrainingStep:
         loss = self.objective.loss(outputs, self._indices)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._world.add_up([parameter.grad for parameter in self._trained if parameter.grad is not None])
         traced("gradient", self._trained)
         self.optimizer.step()
         traced("weights", self._trained)

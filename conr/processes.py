@@ -35,6 +35,11 @@ def outer_rank() -> int | None:
     return int(rank) if rank is not None and "WORLD_SIZE" in os.environ else None
 
 
+def outer_size() -> int:
+    """How many processes torchrun, or another launcher, has started to train together; 1 without one."""
+    return 1 if outer_rank() is None else int(os.environ["WORLD_SIZE"])
+
+
 class BusyError(UserError):
     """Another process works on what this one wants to work on."""
 

@@ -172,6 +172,6 @@ def _of_all(world: World, projections: Pair, predictions: Pair, targets: Pair) -
     """The outputs of all processes, gathered at once."""
     if world.size == 1:
         return Outputs(projections, predictions, targets)
-    every = torch.stack([output.float() for output in (*projections, *predictions, *targets)], dim=1)
+    every = torch.stack((*projections, *predictions, *targets), dim=1)
     projection, other, prediction, another, target, last = world.gather(every).unbind(1)
     return Outputs((projection, other), (prediction, another), (target.detach(), last.detach()))

@@ -1,7 +1,7 @@
 """Training in several processes: PyTorch's elastic launcher starts them here, or `torchrun` on one host or several.
 
 Under `torchrun` every process runs the same command. The one of rank 0 does what the command says, and what it trains
-is trained by all; the others wait for that (`follow`).
+is trained by all; the others wait for that (`under_torchrun`).
 """
 
 import logging
@@ -14,10 +14,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial, wraps
 from multiprocessing.connection import Connection
 from tempfile import TemporaryDirectory
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import faiss
 import torch
@@ -29,14 +30,48 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from conr.errors import Note, UserError
 from conr.models.world import World
 from conr.observer import SILENT, Observer
-from conr.processes import end_with_parent, no_interrupt, outer_rank
+from conr.parameters.stages import cannot_share, sharing
+from conr.processes import end_with_parent, no_interrupt, outer_rank, outer_size
 
 RESTARTS = 3  # of all processes, after one was killed or lost another
+START_METHOD = "spawn"  # a fork would copy the threads of libraries in any state, and cannot use a GPU
 PATIENCE = timedelta(days=7)  # for the slowest process: the launchers find those that have ended
 FEWER = "run the same command to resume, with fewer processes (training.processes) or smaller batches"
 
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
 Job = Callable[[Observer], Result]
+
+
+def choose_processes(asked: int | str, device: torch.device, stage: str, batch_size: int, group: int) -> int:
+    """How many processes share the batches of a stage.
+
+    Args:
+        asked: as training.processes: a number, or auto for as many GPUs as can share a batch equally, 1 on a CPU; under
+            torchrun all of its processes.
+        device: of the training.
+        stage: its name, for messages.
+        batch_size: of all processes.
+        group: samples that share batch-norm statistics, which stay together; 0 for the whole batch.
+
+    Raises:
+        UserError: so many cannot share a batch, or are not there.
+    """
+    outer = outer_size()
+    if outer > 1 and asked not in ("auto", outer):
+        raise UserError(f"training.processes = {asked}, but torchrun has started {outer}; leave it at auto")
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
+    if outer > 1:
+        processes = outer
+    elif isinstance(asked, int):
+        processes = asked
+    else:
+        processes = max(number for number in sharing(batch_size, group) if number <= max(gpus, 1))
+    if outer == 1 and gpus and processes > gpus:
+        raise UserError(f"training.processes = {processes}, but PyTorch finds {gpus} GPUs, one for each; use auto")
+    if problem := cannot_share(processes, stage, batch_size, group):
+        raise UserError(problem)
+    return processes
 
 
 def train_together(job: Job[Result], processes: int, observer: Observer) -> Result:
@@ -48,19 +83,17 @@ def train_together(job: Job[Result], processes: int, observer: Observer) -> Resu
 
     Args:
         job: a function that can be pickled, with its arguments; all processes call it at the same time.
-        processes: how many to start; under torchrun it is settled.
-        observer: notified of what the process of rank 0 is notified of, except traces.
+        processes: as `choose_processes` says; 1 for this one alone.
+        observer: notified of what the process of rank 0 is notified of, except traces. Its notes become notes here.
 
     Raises:
         Exception: what one of the processes has raised; all are stopped then.
         UserError: processes were killed again and again.
     """
-    if outer_rank() is not None:
-        _join()
-        World.current().share(job)
-        return _as_one_of_many(job, observer)
     if processes == 1:
         return job(observer)
+    if outer_rank() is not None:
+        return _with_others(job, observer)
     for restart in range(RESTARTS + 1):
         try:
             _start(job, processes, observer)
@@ -73,16 +106,48 @@ def train_together(job: Job[Result], processes: int, observer: Observer) -> Resu
     return job(SILENT)
 
 
-def follow() -> None:
-    """Be one of the processes of torchrun but that of rank 0: train what that one trains, until its command ends."""
-    _join()
-    while (job := World.current().share(None)) is not None:
-        _as_one_of_many(job, SILENT)
-    dist.destroy_process_group()
+def under_torchrun(command: Callable[Given, str]) -> Callable[Given, str]:
+    """A command that torchrun may run: the process of rank 0 does it, the others train what it trains.
+
+    Where they fail because another one has ended, they raise a UserError.
+    """
+
+    @wraps(command)
+    def first_does(*arguments: Given.args, **named: Given.kwargs) -> str:
+        if outer_rank():
+            _follow()
+            return f"process {outer_rank()} of {outer_size()} has trained what process 0 tells of"
+        summary = command(*arguments, **named)
+        if outer_size() > 1:
+            _dismiss()
+        return summary
+
+    return first_does
 
 
-def dismiss() -> None:
-    """Under torchrun: let the other processes end, because the command of this one has ended."""
+def _with_others(job: Job[Result], observer: Observer) -> Result:
+    """Do a job, which the others that torchrun has started do, too."""
+    with _errors_of_others():
+        _join()
+        World.current().share(job)
+        return job(observer)
+
+
+def _follow() -> None:
+    """Train what the process of rank 0 trains, until its command ends."""
+    warnings.simplefilter("ignore", Note)  # the process of rank 0 shows them
+    with _errors_of_others():
+        _join()
+        while True:
+            job: Job[Any] | None = World.current().share(None)
+            if job is None:
+                break
+            job(SILENT)
+        dist.destroy_process_group()
+
+
+def _dismiss() -> None:
+    """Let the other processes end."""
     _join()
     World.current().share(None)
     dist.destroy_process_group()
@@ -112,6 +177,7 @@ def _start(job: Job[Any], processes: int, observer: Observer) -> None:
                 rdzv_backend="c10d",
                 rdzv_endpoint="localhost:0",
                 local_addr="localhost",
+                start_method=START_METHOD,
                 max_restarts=0,  # it would start all again after an error, too, which would come again
                 signals_to_handle="",  # those that stop the command stop the processes
                 logs_specs=DefaultLogsSpecs(log_dir=folder),
@@ -136,6 +202,8 @@ def _relay(reader: Connection, observer: Observer, errors: list[Exception]) -> N
                 return
             if name == "error":
                 errors.append(*arguments)
+            elif name == "note":
+                warnings.warn(Note(*arguments), stacklevel=2)
             elif name == "task":
                 task.close()  # of processes that were killed
                 task.enter_context(observer.task(*arguments))
@@ -171,12 +239,27 @@ def _work(job: Job[Any], threads: int, events: Connection) -> None:
     faiss.omp_set_num_threads(threads)
     try:
         _join()
-        job(_Sender(events) if World.current().is_main else SILENT)
+        if World.current().is_main:
+            warnings.showwarning = partial(_send_note, events, warnings.showwarning)
+            job(_Sender(events))
+        else:
+            warnings.simplefilter("ignore", Note)
+            job(SILENT)
         dist.destroy_process_group()
     except Exception as error:
         if not _has_lost_another(error):
             events.send(("error", (_portable(error),)))
         raise
+
+
+def _send_note(
+    events: Connection, show: Callable[..., None], message: Warning | str, category: type[Warning], *others: Any
+) -> None:
+    """What `warnings.showwarning` is in a process that was started here."""
+    if issubclass(category, Note):
+        events.send(("note", (str(message),)))
+    else:
+        show(message, category, *others)
 
 
 def _portable(error: Exception) -> Exception:
@@ -189,19 +272,15 @@ def _portable(error: Exception) -> Exception:
     return copy
 
 
-def _as_one_of_many(job: Job[Result], observer: Observer) -> Result:
-    """Do a job under torchrun.
-
-    Raises:
-        UserError: another process has ended.
-    """
+@contextmanager
+def _errors_of_others() -> Iterator[None]:
+    """Under torchrun: an error that says no more than that another process has ended becomes a UserError."""
     try:
-        return job(observer)
+        yield
     except Exception as error:
         if not _has_lost_another(error):
             raise
-        world = World.current()
-        which = f"process {world.rank} of {world.size} stops because another one has ended"
+        which = f"process {outer_rank()} of {outer_size()} stops because another one has ended"
         raise UserError(f"{which}; read that one's message, and run the same command to resume") from error
 
 

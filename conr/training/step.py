@@ -21,8 +21,8 @@ class TrainingStep:
     epochs, `start_epoch` does so. What Python decides within a step is its `key`: a record is valid for one key.
 
     Of several processes each puts its rows of the batch through the networks. The loss is that of the whole batch in
-    each, from gathered outputs; its gradients are added up once, not by `DistributedDataParallel`, which would send them
-    while others are computed, from hooks that have to be recorded with the step.
+    each, from gathered outputs; its gradients are added up in one message. `DistributedDataParallel` would send them
+    while others are computed, from hooks that a record of the step has to hold, too.
 
     Args:
         objective: the loss; its context has networks, images, device and observer.
@@ -49,13 +49,15 @@ class TrainingStep:
         self._noise_std = 0.0
         self._rates = [torch.zeros((), device=device) for _ in self.learning_rates]
         self._bind_rates()
-        self._target_weight = torch.zeros((), device=device)  # of the online network
         self._indices = torch.zeros(size, dtype=torch.int64, device=device)
         self._world = World.current()
         self._pixels: Tensor | None = None  # of this process's rows, if the images are not on the device
         if self.images.device.type != device.type:
-            self._pixels = torch.zeros(size // self._world.size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            self._pixels = torch.zeros(
+                size // self._world.size, *self.images.shape[1:], dtype=torch.uint8, device=device
+            )
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._target_weight = torch.zeros((), dtype=self._trained[0].dtype, device=device)  # of the online network
         self._target = list(self.model.target.state_dict().values())
 
     @property

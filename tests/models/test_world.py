@@ -146,8 +146,9 @@ def gradients(name: str, group: int, noise: float) -> tuple[Tensor, dict[str, Te
     return torch.cat([gradient.flatten() for gradient in found]), dict(model.named_buffers()), loss.item()
 
 
-@pytest.mark.parametrize("name", frameworks.names())
-@pytest.mark.parametrize(("group", "noise"), [(0, 0.0), (GROUP, 0.3)])
+@pytest.mark.parametrize(
+    ("name", "group", "noise"), [*((name, 0, 0.3) for name in frameworks.names()), ("byol", GROUP, 0.0)]
+)
 def test_the_gradient_of_the_whole_batch_is_that_of_one_process(
     peers: Peers, name: str, group: int, noise: float
 ) -> None:

@@ -1,5 +1,6 @@
-"""The launcher: what processes do together, and what becomes of one that is killed or fails."""
+"""The launcher: what processes train together, and what becomes of one that is killed or fails."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -7,72 +8,146 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from recorder import Recorder
+from small_networks import SmallEncoder, patterned, small_spec
+from together import Peers
+from torch import Tensor
 
 from conr.errors import Note, UserError
 from conr.models.world import World
 from conr.observer import SILENT, Observer
-from conr.training.launcher import train_together
+from conr.parameters import PretrainStage
+from conr.parameters.groups import Optimizer, Pretrain
+from conr.training import checkpoints, launcher, weights
+from conr.training.checkpoints import Checkpoint
+from conr.training.launcher import choose_processes, train_together
+from conr.training.pretraining import pretrain
 
-STEPS = 4
-
-
-def counted(folder: Path, trouble: Callable[[int, int], None], observer: Observer) -> list[str]:
-    """A training that saves the sum of what its processes count, after each step, and goes on from it."""
-    state, world, notes = folder / "state", World.current(), folder / f"process {World.current().rank}"
-    done = [] if not state.exists() else state.read_text().split()
-    done = world.share(done) or []
-    with notes.open("a") as log:
-        log.write(f"{world.size} processes, {torch.get_num_threads()} threads, from step {len(done)}\n")
-    with observer.task("count", STEPS, len(done)):
-        for step in range(len(done), STEPS):
-            trouble(world.rank, step)
-            ranks = world.gather(torch.tensor([world.rank]))
-            done.append("-".join(map(str, ranks.tolist())))
-            if world.is_main:
-                state.write_text(" ".join(done))
-            observer.step_done(note=f"step {step}")
-            observer.epoch_done({"loss": 0.5})
-    return done
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+EPOCHS, STEPS = 3, 2  # of an epoch
 
 
-def killed_once_and_failing(folder: Path, rank: int, step: int) -> None:
-    """The process of rank 1 is killed in step 2, the first time, and fails in step 3."""
-    marker = folder / "killed"
-    if rank == 1 and step == 2 and not marker.exists():
+class Trouble(Observer):
+    """Calls a function after each step, with its number."""
+
+    def __init__(self, cause: Callable[[int], None]) -> None:
+        self.cause, self.step = cause, 0
+
+    def step_done(self, amount: int = 1, note: str = "") -> None:
+        self.step += 1
+        self.cause(self.step)
+
+
+def training(folder: Path, cause: Callable[[int], None], observer: Observer) -> dict[str, Tensor]:
+    """Weights after a training that saves every epoch. Something happens to the process of rank 1."""
+    optimizer = Optimizer(warmup_epochs=0, schedule_epochs=EPOCHS)
+    settings = Pretrain(epochs=EPOCHS, batch_size=8)
+    parameters = PretrainStage(device="cpu", precision="float32", optimizer=optimizer, pretrain=settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "SAVING", math.inf)
+        patch.setattr(weights, "Encoder", SmallEncoder)
+        model = small_spec().build(seed=0).double()
+        if World.current().rank == 1:
+            observer = Trouble(cause)
+        pretrain(model, patterned(np.arange(8 * STEPS) % 4), None, parameters, Checkpoint(folder), observer)
+    return model.state_dict()
+
+
+def is_killed_once(marker: Path, step: int) -> None:
+    if step == STEPS + 1 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if rank == 1 and step == 3:
-        raise UserError("the third step is too steep; take the lift")
 
 
-def no_trouble(rank: int, step: int) -> None:
-    pass
+def fails(step: int) -> None:
+    if step == 1:
+        raise UserError("the step is too steep; take the lift")
 
 
-def test_one_process_does_the_job_itself(tmp_path: Path) -> None:
-    assert train_together(partial(counted, tmp_path, no_trouble), 1, SILENT) == ["0"] * STEPS
-    assert [path.name for path in tmp_path.glob("process*")] == ["process 0"]
+@pytest.fixture
+def processes(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many to start. They are forks of a process that has imported everything, as the peers are."""
+    monkeypatch.setattr(launcher, "START_METHOD", "forkserver")
+    return 2
 
 
-@pytest.mark.timeout(120)
-def test_a_killed_process_restarts_and_a_failing_one_stops_all_with_its_message(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_after_one_of_them_is_killed_all_resume_and_end_with_the_weights_of_one_process(
+    processes: int, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    job = partial(training, tmp_path / "together", partial(is_killed_once, tmp_path / "killed"))
+    with pytest.warns(Note, match="one of 2 training processes .* all start again from the last saved epoch"):
+        found = train_together(job, processes, recorder)
+    expected = train_together(partial(training, tmp_path / "alone", fails), 1, SILENT)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    total = EPOCHS * STEPS
+    assert recorder.tasks == [("pretrain", total, 0), ("pretrain", total, STEPS)]
+    assert [row["epoch"] for row in recorder.rows] == [1, 2, 3]
+    assert multiprocessing.active_children() == []
+
+
+def test_one_that_fails_stops_all_with_its_message(processes: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        train_together(partial(training, tmp_path, fails), processes, SILENT)
+    assert str(caught.value) == "the step is too steep; take the lift"
+    assert multiprocessing.active_children() == []
+
+
+def threads(observer: Observer) -> None:
+    observer.step_done(note=f"threads: {torch.get_num_threads()}")
+
+
+def test_processes_share_the_threads(processes: int) -> None:
     before, recorder = torch.get_num_threads(), Recorder()
     torch.set_num_threads(4)
     try:
-        job = partial(counted, tmp_path, partial(killed_once_and_failing, tmp_path))
-        with pytest.warns(Note, match="from the last saved epoch"), pytest.raises(UserError) as caught:
-            train_together(job, 2, recorder)
+        train_together(threads, processes, recorder)
     finally:
         torch.set_num_threads(before)
-    assert str(caught.value) == "the third step is too steep; take the lift"
-    assert (tmp_path / "state").read_text() == "0-1 0-1 0-1"
-    for rank in (0, 1):
-        lines = (tmp_path / f"process {rank}").read_text().splitlines()
-        assert lines == [f"2 processes, 2 threads, from step {step}" for step in (0, 2)]
-    assert recorder.tasks == [("count", STEPS, 0), ("count", STEPS, 2)]
-    assert [note for _, note in recorder.steps] == ["step 0", "step 1", "step 2"]
-    assert recorder.rows == [{"loss": 0.5}] * 3
-    assert multiprocessing.active_children() == []
+    assert recorder.steps == [(1, "threads: 2")]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "group", "chosen"),
+    [(0, 8, 0, 1), (8, 256, 0, 8), (8, 250, 0, 5), (8, 256, 64, 4), (3, 6, 4, 1)],
+)
+def test_auto_takes_as_many_gpus_as_can_share_a_batch(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, batch_size: int, group: int, chosen: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert choose_processes("auto", GPU if gpus else CPU, "pretrain", batch_size, group) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "started", "message"),
+    [
+        (
+            3,
+            CPU,
+            1,
+            "training.processes = 3 cannot share pretrain.batch_size = 8 equally; use auto, or one of 1, 2, 4, 8",
+        ),
+        (4, GPU, 1, "training.processes = 4, but PyTorch finds 2 GPUs, one for each; use auto"),
+        (2, CPU, 4, "training.processes = 2, but torchrun has started 4; leave it at auto"),
+        ("auto", CPU, 3, "training.processes = 3 cannot share"),
+    ],
+)
+def test_processes_that_cannot_share_a_batch_are_refused(
+    monkeypatch: pytest.MonkeyPatch, asked: int | str, device: torch.device, started: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if started > 1:
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(started))
+    with pytest.raises(UserError, match=message):
+        choose_processes(asked, device, "pretrain", 8, 0)
+
+
+def test_torchrun_settles_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert choose_processes("auto", GPU, "pretrain", 8, 0) == choose_processes(4, CPU, "pretrain", 8, 0) == 4

@@ -29,7 +29,7 @@ class Peers:
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["conr.training.loop"])
+        context.set_forkserver_preload(["conr.refinement.objective", "conr.training.launcher", "pytest"])
         self._pool = ProcessPoolExecutor(LARGEST, context)
 
     def call(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

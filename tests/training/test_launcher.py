@@ -64,7 +64,7 @@ def is_killed_once(marker: Path, step: int) -> None:
 
 def fails(step: int) -> None:
     if step == 1:
-        raise UserError("the step is too steep; take the lift")
+        raise UserError(f"the step is too steep for {torch.get_num_threads()} threads; take the lift")
 
 
 @pytest.fixture
@@ -90,25 +90,13 @@ def test_after_one_of_them_is_killed_all_resume_and_end_with_the_weights_of_one_
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_one_that_fails_stops_all_with_its_message(processes: int, tmp_path: Path) -> None:
+    torch.set_num_threads(4)
     with pytest.raises(UserError) as caught:
         train_together(partial(training, tmp_path, fails), processes, SILENT)
-    assert str(caught.value) == "the step is too steep; take the lift"
+    assert str(caught.value) == "the step is too steep for 2 threads; take the lift"
     assert multiprocessing.active_children() == []
-
-
-def threads(observer: Observer) -> None:
-    observer.step_done(note=f"threads: {torch.get_num_threads()}")
-
-
-def test_processes_share_the_threads(processes: int) -> None:
-    before, recorder = torch.get_num_threads(), Recorder()
-    torch.set_num_threads(4)
-    try:
-        train_together(threads, processes, recorder)
-    finally:
-        torch.set_num_threads(before)
-    assert recorder.steps == [(1, "threads: 2")]
 
 
 @pytest.mark.parametrize(

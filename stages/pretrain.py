@@ -4,8 +4,10 @@ from conr.observer import Observer
 from conr.parameters import PretrainStage
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import Workspace
+from conr.training.launcher import under_torchrun
 
 
+@under_torchrun
 def run(workspace: Workspace, parameters: PretrainStage, observer: Observer) -> str:
     """Train, or resume; of a frozen backbone take the features. Returns the summary."""
     log = pretrain(workspace, parameters, observer)

@@ -12,6 +12,7 @@ from filelock import FileLock
 from project import FINISHED, run_stages, tiny, write_params
 from report_sample import make_report
 from small_encoder import export_in
+from together import Peers
 
 from conr.pipeline.workspace import Workspace
 from conr.report.page import Report
@@ -85,6 +86,14 @@ def one_thread() -> Iterator[None]:
     """The only one of the test."""
     with a_thread():
         yield
+
+
+@pytest.fixture(scope="session")
+def peers() -> Iterator[Peers]:
+    """Processes that can be joined."""
+    peers = Peers()
+    yield peers
+    peers.close()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from conr.models.batch_norm import separate_views
 from conr.models.resnet import Encoder
+from conr.models.world import World
 
 Pair = tuple[Tensor, Tensor]  # one of each view
 
@@ -64,6 +65,8 @@ class Network(nn.Module):
 @dataclass(frozen=True)
 class Outputs:
     """What the networks make of two views of a batch: for each view a (B, D) tensor.
+
+    Of several processes that train together, each has the outputs of the whole batch.
 
     The losses compare directions. Each pair is normalized once, here, when a loss first asks for it.
 
@@ -140,26 +143,28 @@ class Siamese(nn.Module):
     ) -> Outputs:
         """Features, predictions and targets of two views.
 
+        Random numbers are drawn for the whole batch, so that they do not depend on the number of processes.
+
         Args:
-            first, second: (B, 3, H, W) in [0, 1].
+            first, second: (B, 3, H, W) in [0, 1]; of several processes each has its own rows (`World.rows`).
             generator: of the noise and of the target's order.
             noise_std: standard deviation of what is added to the online features before the predictor.
             networks: another way to compute with `self.networks`.
         """
-        networks = networks or self.networks
+        networks, world = networks or self.networks, World.current()
         views = self.online.standardize(first), self.online.standardize(second)
         projections = self._of_both(networks.online, views)
         inputs = projections
         if noise_std != 0:
-            first_noisy = _with_noise(projections[0], noise_std, generator)
-            inputs = first_noisy, _with_noise(projections[1], noise_std, generator)
+            first_noisy = _with_noise(projections[0], noise_std, generator, world)
+            inputs = first_noisy, _with_noise(projections[1], noise_std, generator, world)
         predictions = self._of_both(networks.predictor, inputs)
         if not self.moving_average:
             targets = projections[0].detach(), projections[1].detach()
         else:
             with torch.no_grad():
-                targets = self._targets(networks.target, views, generator)
-        return Outputs(projections, predictions, targets)
+                targets = self._targets(networks.target, views, generator, world)
+        return _of_all(world, projections, predictions, targets)
 
     @property
     def networks(self) -> Networks:
@@ -172,12 +177,14 @@ class Siamese(nn.Module):
         features: Tensor = self.target(images)
         return features
 
-    def _targets(self, target: Callable[[Tensor], Tensor], views: Pair, generator: torch.Generator) -> Pair:
+    def _targets(
+        self, target: Callable[[Tensor], Tensor], views: Pair, generator: torch.Generator, world: World
+    ) -> Pair:
         if not self.shuffles_target:
             return self._of_both(target, views)
-        order = torch.randperm(len(views[0]), device=views[0].device, generator=generator)
-        first, second = self._of_both(target, (_in_order(views[0], order), _in_order(views[1], order)))
-        return _back(first, order), _back(second, order)
+        order = torch.randperm(len(views[0]) * world.size, device=views[0].device, generator=generator)
+        first, second = self._of_both(target, (_in_order(views[0], order, world), _in_order(views[1], order, world)))
+        return _back(first, order, world), _back(second, order, world)
 
     def _of_both(self, network: Callable[[Tensor], Tensor], views: Pair) -> Pair:
         """What a network makes of both views."""
@@ -216,15 +223,27 @@ def _unit(pair: Pair) -> Pair:
     return F.normalize(pair[0].float(), dim=1), F.normalize(pair[1].float(), dim=1)
 
 
-def _in_order(images: Tensor, order: Tensor) -> Tensor:
-    return images[order].contiguous(memory_format=torch.channels_last)
+def _in_order(images: Tensor, order: Tensor, world: World) -> Tensor:
+    """This process's rows of a batch in another order."""
+    return world.rows(world.gather(images)[order]).contiguous(memory_format=torch.channels_last)
 
 
-def _back(features: Tensor, order: Tensor) -> Tensor:
-    """Undo an order of the rows."""
-    return torch.empty_like(features).index_copy_(0, order, features)
+def _back(features: Tensor, order: Tensor, world: World) -> Tensor:
+    """This process's rows after undoing an order of the batch."""
+    features = world.gather(features)
+    return world.rows(torch.empty_like(features).index_copy_(0, order, features))
 
 
-def _with_noise(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(features.shape, device=features.device, generator=generator)
-    return features + std * noise
+def _with_noise(features: Tensor, std: float, generator: torch.Generator, world: World) -> Tensor:
+    count, dimension = features.shape
+    noise = torch.randn((count * world.size, dimension), device=features.device, generator=generator)
+    return features + std * world.rows(noise)
+
+
+def _of_all(world: World, projections: Pair, predictions: Pair, targets: Pair) -> Outputs:
+    """The outputs of all processes, gathered at once."""
+    if world.size == 1:
+        return Outputs(projections, predictions, targets)
+    every = torch.stack((*projections, *predictions, *targets), dim=1)
+    projection, other, prediction, another, target, last = world.gather(every).unbind(1)
+    return Outputs((projection, other), (prediction, another), (target.detach(), last.detach()))

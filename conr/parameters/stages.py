@@ -62,7 +62,10 @@ def _number_or_range(value: object) -> object:
 Clusters = Annotated[
     int | str,
     BeforeValidator(_number_or_range),
-    Field(description="K, the number of clusters; auto, or a range such as 5-30: proposed from the features"),
+    Field(
+        description="K, the number of clusters; auto, or a range such as 5-30: proposed from the features",
+        examples=["K", "auto", "A-B"],
+    ),
 ]
 Neighbors = Annotated[int, Field(ge=1, description="k, contextually affinitive neighbors per sample (Eq. 7)")]
 K1 = Annotated[int, Field(ge=1, description="k1, neighbors that define the reciprocal encoding (Eq. 3)")]
@@ -103,7 +106,7 @@ class PretrainStage(Stage):
 
     @model_validator(mode="after")
     def _groups_divide_pretraining(self) -> Self:
-        _check_divides(self.network.bn_group, "pretrain", self.pretrain.batch_size)
+        _check_divides(self.network.bn_group, self.training.processes, "pretrain", self.pretrain.batch_size)
         return self
 
 
@@ -270,7 +273,7 @@ class Parameters(EvaluateStage, ExtractStage, FinetuneStage, PretrainStage, Prep
 
     @model_validator(mode="after")
     def _groups_divide_finetuning(self) -> Self:
-        _check_divides(self.network.bn_group, "finetune", self.finetune.batch_size)
+        _check_divides(self.network.bn_group, self.training.processes, "finetune", self.finetune.batch_size)
         return self
 
     @model_validator(mode="after")
@@ -293,13 +296,37 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 
-def _check_divides(group: int, stage: str, batch_size: int) -> None:
+def sharing(batch_size: int, group: int) -> list[int]:
+    """The numbers of processes that can share a batch equally, so that no group of samples is divided.
+
+    Args:
+        batch_size: of all processes.
+        group: samples that share batch-norm statistics; 0 for the whole batch, by messages between the processes.
+    """
+    return [number for number in range(1, batch_size + 1) if number == 1 or batch_size % (number * max(group, 1)) == 0]
+
+
+def cannot_share(processes: int, stage: str, batch_size: int, group: int) -> str | None:
+    """Why so many processes cannot share the batches of a stage, or None if they can."""
+    possible = sharing(batch_size, group)
+    if processes in possible:
+        return None
+    groups = f" in groups of network.bn_group = {group}" if group else ""
+    return (
+        f"training.processes = {processes} cannot share {stage}.batch_size = {batch_size} equally{groups}; use auto, "
+        f"or one of {', '.join(map(str, possible))}"
+    )
+
+
+def _check_divides(group: int, processes: int | str, stage: str, batch_size: int) -> None:
     if group == 1:
         raise contradiction(
             "network.bn_group = 1 leaves nothing to normalize by; use 2 or more, or 0 for the whole batch"
         )
     if group and batch_size % group:
         raise contradiction(f"network.bn_group = {group} does not divide {stage}.batch_size = {batch_size}")
+    if isinstance(processes, int) and (problem := cannot_share(processes, stage, batch_size, group)):
+        raise contradiction(problem)
 
 
 def _needs_instance_loss(framework: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conr.errors import UserError
 from conr.models.siamese import Network, to_pixels
+from conr.models.world import World
 
 FEATURE_BATCH = 1024  # images
 FEATURE_PIXELS = 2**23  # of a batch on a GPU: enough work to fill it, at 64 channels of bfloat16 1 GB a map
@@ -78,21 +79,25 @@ class Compute:
 def clean_features(network: Network, images: Tensor, compute: Compute) -> Tensor:
     """l2-normalized features of all images, not augmented, with the network in evaluation mode.
 
+    Of several processes each embeds its share, and has the features of all.
+
     Returns:
         (N, D) float32 on the device.
 
     Raises:
         UserError: the weights have diverged so far that features are not finite.
     """
-    training = network.training
+    training, world, count = network.training, World.current(), len(images)
     network.eval()
     parts = []
-    for indices in torch.split(torch.arange(len(images), device=images.device), compute.feature_batch(images)):
+    # Equal shares: the last image fills them up.
+    everything = torch.arange(-(-count // world.size) * world.size, device=images.device).clamp(max=count - 1)
+    for indices in torch.split(world.rows(everything), compute.feature_batch(images)):
         with compute.autocast():
             features = network(to_pixels(compute.batch(images, indices)))
         parts.append(F.normalize(features.float(), dim=1))
     network.train(training)
-    result = torch.cat(parts)
+    result = world.gather(torch.cat(parts))[:count]
     if not result.isfinite().all():
         raise UserError(
             "the features of the network are not finite numbers, so its training has diverged. "

@@ -1,9 +1,12 @@
 """How the steps of a training are executed. What they compute is the same, up to rounding."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 
+from conr.errors import Note
+from conr.models.world import World
 from conr.parameters.groups import Training
 
 
@@ -25,8 +28,17 @@ class Execution:
 
     @classmethod
     def choose(cls, device: torch.device, settings: Training) -> "Execution":
-        """The fastest for a device, as the parameters allow."""
+        """The fastest for a device, as the parameters allow.
+
+        Several processes record nothing: no GPU has shown yet that this works. A note says so.
+        """
         if device.type != "cuda":
             return cls()
+        if World.current().size > 1:
+            if settings.graph == "auto":
+                warnings.warn(
+                    Note("several processes launch every operation by itself (as training.graph: off)"), stacklevel=2
+                )
+            return cls(fused_optimizer=True)
         recorded = settings.graph == "auto"
         return cls(graph=recorded, compiled=recorded, one_forward=True, fused_optimizer=True)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from conr.errors import UserError
+from conr.models.batch_norm import synchronize_batch_norm
+from conr.models.world import World
 from conr.training.checkpoints import Checkpoint
 from conr.training.execution import Execution
 from conr.training.log import Row
@@ -25,6 +27,9 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
 
     Every epoch's randomness depends on (seed, stage, epoch) only, so a resumed run equals an uninterrupted one.
 
+    Of several processes (`World`) all call this with the same arguments. They train as one does, up to rounding; the
+    main one reads and saves the state.
+
     Args:
         objective: the loss and what happens between epochs; its context has networks, images, device and observer.
         recipe: how to train.
@@ -38,9 +43,13 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
         UserError: the loss or the features are not finite; the last good state stays in the checkpoint.
     """
     context, settings = objective.context, recipe.settings
-    images, observer = context.images, context.observer
+    images, observer, world = context.images, context.observer, World.current()
+    if world.size > 1:
+        synchronize_batch_norm(context.model, context.compute.device)
+        for tensor in context.model.state_dict().values():
+            world.broadcast(tensor)
     step = TrainingStep(objective, recipe, execution)
-    history = _resume(checkpoint, step)
+    history = _resume(checkpoint, step, world)
     make_step = RecordedStep(step, CudaRecorder()) if execution.graph and not observer.traces else step
     steps = len(images) // settings.batch_size
     with observer.task(recipe.stage, settings.epochs * steps, done=len(history) * steps):
@@ -62,15 +71,15 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
             row |= objective.end_epoch(epoch, steps)
             row["seconds"] = round(time.perf_counter() - started, 3)
             history.append(row)
-            if checkpoint.due or len(history) == settings.epochs:
+            if world.is_main and (checkpoint.due or len(history) == settings.epochs):
                 checkpoint.save({**step.state(), "history": history})
             observer.epoch_done(row)
     return history
 
 
-def _resume(checkpoint: Checkpoint, step: TrainingStep) -> list[Row]:
+def _resume(checkpoint: Checkpoint, step: TrainingStep, world: World) -> list[Row]:
     """Restore the last saved state, if any; returns the log so far."""
-    state = checkpoint.load()
+    state = world.share(checkpoint.load() if world.is_main else None)
     if state is None:
         return []
     step.load_state(state)

@@ -11,6 +11,7 @@ from torch import Tensor
 from conr.clustering.kmeans import kmeans_tensors
 from conr.frameworks import Framework
 from conr.models.siamese import Outputs, Siamese
+from conr.models.world import World
 from conr.observer import Observer
 from conr.parameters import FinetuneStage, PretrainStage
 from conr.training.compute import Compute, clean_features
@@ -49,12 +50,15 @@ class Context:
     ) -> "Context":
         """Move the networks, and (N, H, W, 3) images that fit, to the device that the parameters name.
 
+        Of several processes only the main one has the labels: it alone logs.
+
         Raises:
             UserError: there is no such device.
         """
         compute = Compute.choose(parameters.device, parameters.precision)
         model.to(compute.device).to(memory_format=torch.channels_last)
-        return cls(model, compute.load_images(images), labels, compute, observer)
+        known = labels if World.current().is_main else None
+        return cls(model, compute.load_images(images), known, compute, observer)
 
     def features(self) -> Tensor:
         """Features of the clean images by the target network, (N, D) unit vectors on the device."""
@@ -80,11 +84,20 @@ class PseudoLabels:
         self.assignments = torch.empty(0, dtype=torch.int64)
 
     def update(self) -> Tensor:
-        """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device."""
-        features = self.context.features()
-        centroids, assignments, _ = kmeans_tensors(
-            features, self.clusters, seed=self.seed, n_init=FIRST_N_INIT, start=self.centroids
-        )
+        """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device.
+
+        Of several processes the main one clusters.
+        """
+        features, world = self.context.features(), World.current()
+        if world.is_main:
+            centroids, assignments, _ = kmeans_tensors(
+                features, self.clusters, seed=self.seed, n_init=FIRST_N_INIT, start=self.centroids
+            )
+        else:
+            centroids = features.new_empty(self.clusters, features.shape[1])
+            assignments = torch.empty(len(features), dtype=torch.int64, device=features.device)
+        world.broadcast(centroids)
+        world.broadcast(assignments)
         if self.centroids is None:
             self.centroids, self.assignments = centroids, assignments
         else:  # in place: a recorded step reads these tensors

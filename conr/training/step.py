@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conr.models.siamese import Siamese
+from conr.models.world import World
 from conr.training.compiling import Parts, compiled_parts
 from conr.training.execution import Execution
 from conr.training.objective import Objective
@@ -19,6 +20,10 @@ class TrainingStep:
 
     Between two calls, `set` writes what differs from step to step into tensors that stay where they are; between two
     epochs, `start_epoch` does so. What Python decides within a step is its `key`: a record is valid for one key.
+
+    Of several processes each puts its rows of the batch through the networks. The loss is that of the whole batch in
+    each, from gathered outputs; its gradients are added up in one message. `DistributedDataParallel` would send them
+    while others are computed, from hooks that a record of the step has to hold, too.
 
     Args:
         objective: the loss; its context has networks, images, device and observer.
@@ -34,6 +39,9 @@ class TrainingStep:
 
     def __init__(self, objective: Objective, recipe: Recipe, execution: Execution) -> None:
         context, size = objective.context, recipe.settings.batch_size
+        self._world = World.current()
+        if self._world.size > 1 and (execution.graph or execution.compiled or execution.one_forward):
+            raise ValueError(f"several processes can fuse the optimizer only, not {execution}")
         self.objective, self.recipe = objective, recipe
         self.model, self.images, self.compute = context.model, context.images, context.compute
         self.observer = context.observer
@@ -46,16 +54,17 @@ class TrainingStep:
         self._noise_std = 0.0
         self._rates = [torch.zeros((), device=device) for _ in self.learning_rates]
         self._bind_rates()
-        self._target_weight = torch.zeros((), device=device)  # of the online network
         self._indices = torch.zeros(size, dtype=torch.int64, device=device)
-        self._pixels: Tensor | None = None  # of a batch, if the images are not on the device
+        shape = self.images.shape[1:]
+        self._pixels: Tensor | None = None  # of this process's rows, if the images are not on the device
         if self.images.device.type != device.type:
-            self._pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            self._pixels = torch.zeros(size // self._world.size, *shape, dtype=torch.uint8, device=device)
         self._parts = Parts(two_views, self.model.networks)
         if execution.compiled and not self.observer.traces:
-            pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            pixels = torch.zeros(size, *shape, dtype=torch.uint8, device=device)
             self._parts = compiled_parts(self.model, recipe, self.compute, pixels)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._target_weight = torch.zeros((), dtype=self._trained[0].dtype, device=device)  # of the online network
         self._target = list(self.model.target.state_dict().values())
 
     @property
@@ -87,12 +96,12 @@ class TrainingStep:
         self._target_weight.fill_(1 - self.recipe.target_momentum(progress))
         self._indices.copy_(indices)
         if self._pixels is not None:
-            self._pixels.copy_(self.compute.batch(self.images, stored))
+            self._pixels.copy_(self.compute.batch(self.images, self._world.rows(stored)))
 
     def __call__(self) -> None:
         """Make a step."""
         traced = self.observer.traced
-        pixels = self.images[self._indices] if self._pixels is None else self._pixels
+        pixels = self.images[self._world.rows(self._indices)] if self._pixels is None else self._pixels
         views, own = self.generators
         crop_scale = self.recipe.settings.crop_scale
         first, second = self._parts.views(pixels, self.recipe.views, crop_scale, views, self.observer)
@@ -102,6 +111,7 @@ class TrainingStep:
         loss = self.objective.loss(outputs, self._indices)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._world.add_up([parameter.grad for parameter in self._trained if parameter.grad is not None])
         traced("gradient", self._trained)
         self.optimizer.step()
         traced("weights", self._trained)

@@ -6,13 +6,14 @@ follow torchvision's functional operations, always in this order. The random par
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from conr.models.siamese import to_pixels
+from conr.models.world import World
 from conr.observer import SILENT, Observer
 from conr.parameters import Views
 
@@ -45,11 +46,19 @@ class ViewParameters:
     hue: Tensor | None = None
     grayscale: Tensor | None = None
 
+    def rows(self, world: World) -> "ViewParameters":
+        """This process's, of those of the whole batch."""
+        drawn = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: world.rows(values) for name, values in drawn.items() if values is not None})
+
 
 def two_views(
     images: Tensor, views: Views, crop_scale: float, generator: torch.Generator, observer: Observer = SILENT
 ) -> tuple[Tensor, Tensor]:
     """Two independent random views of a batch.
+
+    Of several processes each has its rows of the batch. The parameters are drawn for the whole batch, so that they do
+    not depend on the number of processes.
 
     Args:
         images: (B, H, W, 3) uint8, on the device of the generator.
@@ -61,11 +70,11 @@ def two_views(
     Returns:
         Two (B, 3, H, W) float32 tensors with values in [0, 1].
     """
-    pixels = to_pixels(images)
+    pixels, world = to_pixels(images), World.current()
     batch, height, width, _ = images.shape
     pair = []
     for name in ("view 1", "view 2"):
-        drawn = draw(batch, height, width, views, crop_scale, generator)
+        drawn = draw(batch * world.size, height, width, views, crop_scale, generator).rows(world)
         observer.traced(name, drawn)
         pair.append(apply(pixels, drawn))
     observer.traced("pixels", pair)

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from conr.errors import UserError
 from conr.neighbors.settings import ConAff
+from conr.parameters.execution import Training
 from conr.parameters.groups import (
     Boundary,
     Evaluate,
@@ -24,7 +25,6 @@ from conr.parameters.groups import (
     Optimizer,
     Prepare,
     Pretrain,
-    Training,
     Views,
     contradiction,
 )

@@ -265,12 +265,14 @@ def _train(run: _Run, workspace: Workspace, threads: int, number: int) -> None:
     """Train and score, in a worker process. What an interrupted one has trained is only scored."""
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
-    own, observer = run.workspace, _EpochCounter(number)
+    own, observer, parameters = run.workspace, _EpochCounter(number), run.parameters
+    if parameters.training.threads == "auto":
+        parameters = parameters.changed({"training.threads": threads})
     own.borrow(workspace, "artifacts/store")
     if run.parent is not None:
         own.borrow(run.parent, "artifacts/pretrain")
     if not run.files.log.exists():
-        (pretrain if run.parent is None else finetune)(own, run.parameters, observer)
+        (pretrain if run.parent is None else finetune)(own, parameters, observer)
     scores = score(own, run.parameters, load_weights(run.files.weights)[0].target)
     write_json(run.scores_file, _Scores(scores))
     if run.parent is not None:

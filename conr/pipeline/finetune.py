@@ -29,6 +29,7 @@ from conr.training.compute import Compute
 from conr.training.launcher import choose_processes, train_together
 from conr.training.log import Row, write_log
 from conr.training.objective import Context
+from conr.training.threads import training_threads
 from conr.training.weights import ModelSpec, load_weights, save_weights
 
 AGAIN = "run conr pretrain again"
@@ -87,7 +88,8 @@ def _train_networks(
     processes = choose_processes(parameters.training.processes, device, "finetune", size, spec.bn_group)
     name = f"finetune, seed {parameters.seed}" if named else "finetune"
     job = partial(_refine, workspace.store, identity, weights, parameters, checkpoint, name)
-    model, epochs, rows = train_together(job, processes, observer)
+    with training_threads(parameters.training.threads, device, checkpoint.folder):
+        model, epochs, rows = train_together(job, processes, observer)
     files = workspace.finetuned(parameters.seed)
     save_weights(files.weights, model, spec, epochs + len(rows))
     write_log(files.log, rows)

@@ -21,6 +21,7 @@ from conr.training.checkpoints import Checkpoint, fingerprint
 from conr.training.compute import Compute
 from conr.training.launcher import choose_processes, train_together
 from conr.training.log import Row, write_log
+from conr.training.threads import training_threads
 from conr.training.weights import ModelSpec, save_weights
 
 
@@ -50,7 +51,8 @@ def pretrain(workspace: Workspace, parameters: PretrainStage, observer: Observer
     with workspace.own_checkpoint(f"pretrain-{run}") as folder:
         checkpoint = Checkpoint(folder)
         job = partial(_train, workspace.store, images, spec, parameters, checkpoint)
-        model, rows = train_together(job, processes, observer)
+        with training_threads(asked.training.threads, device, folder):
+            model, rows = train_together(job, processes, observer)
         save_pretrained(workspace, model, spec, asked, store.manifest, rows, backbone=backbone)
         checkpoint.remove()
     return rows

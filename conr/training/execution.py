@@ -7,7 +7,7 @@ import torch
 
 from conr.errors import Note
 from conr.models.world import World
-from conr.parameters.groups import Training
+from conr.parameters import Training
 
 
 @dataclass(frozen=True)

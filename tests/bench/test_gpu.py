@@ -1,96 +1,102 @@
-"""The GPU benchmark at toy size: every cell ends, finished ones are kept, and SIGTERM loses none of them."""
+"""The GPU benchmark at toy size: cut at any time it leaves all it has found, and the next call resumes."""
 
+import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
 import gpu
+import gpu_cells
+import numpy as np
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from conr import ModelSpec
+from PIL import Image
 
 pytestmark = pytest.mark.bench
 
+IMAGES = 240
+
+
+class Here(Executor):
+    """Calls functions in this process."""
+
+    def __init__(self, count: int, kill_on_error: bool) -> None:
+        assert count == 1
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **named))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The state after a run of all tables."""
-    folder = tmp_path_factory.mktemp("gpu")
-    gpu.main(["--toy", "--state", str(folder)])
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small pictures of ten shades, in two folders of ten classes."""
+    path = tmp_path_factory.mktemp("archive") / "images.tar.gz"
+    random = np.random.default_rng(0)
+    with tarfile.open(path, "w:gz") as archive:
+        for number in range(IMAGES):
+            pixels = random.integers(0, 60, (16, 16, 3)) + np.array([18 * (number % 10), 90, 60 * (number % 3)])
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG")
+            info = tarfile.TarInfo(f"images/{'test' if number % 6 else 'train'}/{number % 10}/{number}.jpg")
+            info.size = buffer.tell()
+            archive.addfile(info, io.BytesIO(buffer.getvalue()))
+    return path
+
+
+def options(folder: Path, archive: Path, seconds: float = 300) -> list[str]:
+    places = [f"--{name}={folder / name}" for name in ("out", "state")]
+    return ["--toy", f"--archive={archive}", f"--seconds={seconds}", *places]
+
+
+def found(folder: Path) -> dict[str, Any]:
+    file = folder / "out/gpu.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
+    """What a run leaves that is killed after the first epoch."""
+    folder = tmp_path_factory.mktemp("cut")
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, gpu.__file__, *options(folder, archive)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        while "pretrain" not in found(folder):
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
     return folder
 
 
-def cells_in(state: Path) -> dict[str, Any]:
-    """The finished cells."""
-    return json.loads((state / "cells.json").read_text())
-
-
-def test_every_cell_ends(state: Path) -> None:
-    cells = cells_in(state)
-    assert [name for name, cell in cells.items() if "failed" in cell] == []
-    assert list(cells) == list(gpu.cells(toy=True))
-    spec = ModelSpec(**gpu.TOYS["toy, 16 px, batch 16"].parameters().network.layers)
-    with FlopCounterMode(display=False) as counter:
-        spec.build(seed=0).eval().project(torch.zeros(1, 3, 16, 16))
-    for name in ("stages: toy, 16 px, batch 16, pretrain", "stages: toy, 16 px, batch 16, finetune"):
-        # Two views, through two networks and back through one, which is twice the work of a forward pass.
-        assert cells[name]["GFLOP per image"] == pytest.approx(8 * counter.get_total_flops() / 1e9, rel=0.1)
-
-
-def test_the_parts_of_a_step_add_up(state: Path) -> None:
-    for stage in ("pretrain", "finetune"):
-        cell = cells_in(state)[f"parts: toy, 16 px, batch 16, {stage}"]
-        shares = {part: share for part, share in cell.items() if part.endswith("%")}
-        assert sum(shares.values()) == pytest.approx(100)
-        assert all(share >= 0 for share in shares.values())
-        absent = {part for part, share in shares.items() if share == 0}
-        assert absent == (set() if stage == "finetune" else {"neighbors, %", "boundary, %"})
-
-
-def test_finished_cells_are_kept_and_shown(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (state / "cells.json").read_bytes()
-    gpu.main(["--toy", "--state", str(state)])
-    assert (state / "cells.json").read_bytes() == before
-    printed = capsys.readouterr().out
-    assert printed.strip() == (state / "tables.md").read_text().strip()
-    shown = [line[3:] for line in printed.splitlines() if line.startswith("## ")]
-    assert shown == list(gpu.TABLES)
-
-
-def test_a_stopped_cell_is_run_again_and_no_finished_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def cell(name: str, act: Callable[[], None] = lambda: None) -> Callable[[], gpu.Row]:
-        def found() -> gpu.Row:
-            calls.append(name)
-            act()
-            return {"s": 1.0}
-
-        return found
-
-    def stop() -> None:
-        if calls.count("second") == 1:
-            assert cells_in(tmp_path)["device: second"] == gpu.KILLED, "what stays if the process is killed now"
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def fail() -> None:
-        raise RuntimeError("no such kernel\nthe trace")
-
-    cells = {
-        "device: first": cell("first"),
-        "device: second": cell("second", stop),
-        "levers: third": cell("third", fail),
+def test_all_is_found_and_resumed_after_a_kill(cut: Path, archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = found(cut)
+    assert [name for name, value in before.items() if "failed" in value] == []
+    assert {"device", "numerics", *(f"speed, {name}" for name in gpu.VARIANTS), "kernels, eager"} <= set(before)
+    assert {row["outcome"] for row in before["numerics"].values()} == {"passed"}
+    gpu.main(options(cut, archive), Here)
+    after = found(cut)
+    assert {name: after[name] for name in before if name != "pretrain"} == {
+        name: value for name, value in before.items() if name != "pretrain"
     }
-    monkeypatch.setattr(gpu, "cells", lambda toy: cells)
-    with pytest.raises(SystemExit, match="run the same command to resume"):
-        gpu.main(["--state", str(tmp_path)])
-    assert list(cells_in(tmp_path)) == ["device: first"]
-    gpu.main(["--state", str(tmp_path)])
-    assert calls == ["first", "second", "second", "third"]
-    assert cells_in(tmp_path)["levers: third"] == {"failed": "RuntimeError: no such kernel"}
-    assert "| third | RuntimeError: no such kernel |" in (tmp_path / "tables.md").read_text()
+    epochs = {"pretrain": after["plan"]["pretrain"], **dict.fromkeys(("ConNR", "InC"), after["plan"]["finetune"])}
+    for name, count in epochs.items():
+        assert [row["epoch"] for row in after[name]][-count:] == [row["epoch"] for row in after[name]]
+        assert after[f"scores, {name}"].keys() == {"kmeans", "graph"}
+        features = np.load(cut / f"out/features-{name}-0.npy")
+        assert features.shape == (IMAGES, 16)
+        assert features.dtype == np.float16
+    assert "neighbor_purity" in after["ConNR"][0]
+    assert "neighbor_purity" not in after["InC"][0]
+    assert (cut / "out/gpu.md").read_text() in capsys.readouterr().out

@@ -137,8 +137,8 @@ class Siamese(nn.Module):
         return torch.empty_like(features).index_copy_(0, order, features)
 
     @torch.no_grad()
-    def update_target(self, momentum: float) -> None:
-        """Move every target parameter θ' to momentum · θ' + (1 − momentum) · θ.
+    def update_target(self, weight: Tensor) -> None:
+        """Move every target parameter θ' to (1 − weight) · θ' + weight · θ, with a () float32 weight.
 
         A moving average does not change batch-norm statistics: the target collects its own from the views it sees. A
         target that is the online network copies everything.
@@ -148,7 +148,7 @@ class Siamese(nn.Module):
             return
         target = [parameter.data for parameter in self.target.parameters()]
         online = [parameter.data for parameter in self.online.parameters()]
-        torch._foreach_lerp_(target, online, 1 - momentum)
+        torch._foreach_lerp_(target, online, [weight] * len(target))
 
 
 def _unit(pair: Pair) -> Pair:

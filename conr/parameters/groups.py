@@ -229,6 +229,16 @@ class Optimizer(Group):
         return self
 
 
+class Training(Group):
+    """How both training stages are executed."""
+
+    graph: Literal["auto", "off"] = Field(
+        default="auto",
+        description="auto: on a GPU views and networks are compiled, and a step is recorded as a CUDA graph and "
+        "replayed, where that works; off: every operation is launched by itself",
+    )
+
+
 class Pretrain(Group):
     """Instance concordance (BYOL)."""
 

@@ -24,6 +24,7 @@ from conr.parameters.groups import (
     Optimizer,
     Prepare,
     Pretrain,
+    Training,
     Views,
     contradiction,
 )
@@ -97,6 +98,7 @@ class PretrainStage(Stage):
     framework: Framework = Framework()
     views: Views = Views()
     optimizer: Optimizer = Optimizer()
+    training: Training = Training()
     pretrain: Pretrain = Pretrain()
 
     @model_validator(mode="after")
@@ -174,6 +176,7 @@ class FinetuneStage(_Seeds, _Neighbors):
     boundary: Boundary = Boundary()
     views: Views = Views()
     optimizer: Optimizer = Optimizer()
+    training: Training = Training()
     finetune: Finetune = Finetune()
 
     @model_validator(mode="after")

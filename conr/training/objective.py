@@ -15,7 +15,7 @@ from conr.observer import Observer
 from conr.parameters import FinetuneStage, PretrainStage
 from conr.training.compute import Compute, clean_features
 from conr.training.log import Row
-from conr.training.terms import Step, Term
+from conr.training.terms import Batch, Term
 
 FIRST_N_INIT = 40  # initializations of the first k-means; later ones start from the last centroids
 
@@ -82,9 +82,14 @@ class PseudoLabels:
     def update(self) -> Tensor:
         """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device."""
         features = self.context.features()
-        self.centroids, self.assignments, _ = kmeans_tensors(
+        centroids, assignments, _ = kmeans_tensors(
             features, self.clusters, seed=self.seed, n_init=FIRST_N_INIT, start=self.centroids
         )
+        if self.centroids is None:
+            self.centroids, self.assignments = centroids, assignments
+        else:  # in place: a recorded step reads these tensors
+            self.centroids.copy_(centroids)
+            self.assignments.copy_(assignments)
         return features
 
     def state(self) -> dict[str, Tensor]:
@@ -97,8 +102,8 @@ class PseudoLabels:
         """Restore the state of an interrupted run."""
         if "centroids" in state:
             device = self.context.compute.device
-            self.centroids = state["centroids"].to(device)
-            self.assignments = state["pseudo_labels"].to(device)
+            self.centroids = state["centroids"].to(device, copy=True)  # `update` writes into them
+            self.assignments = state["pseudo_labels"].to(device, copy=True)
 
 
 class Objective:
@@ -116,14 +121,18 @@ class Objective:
     ) -> None:
         self.context, self.framework, self.terms = context, framework, terms
         self.pseudo_labels = pseudo_labels
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._sums = {term.name: torch.zeros((), device=context.compute.device) for term in terms}
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0 within the stage."""
         for term in self.terms:
             term.start_epoch(epoch)
-        self._sums, self._steps = {}, 0
+            self._sums[term.name].zero_()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What Python decides within a step: the terms of the loss in the current epoch."""
+        return tuple(term.name for term in self.terms if term.active)
 
     def loss(self, outputs: Outputs, indices: Tensor) -> Tensor:
         """The scalar to minimize.
@@ -134,27 +143,37 @@ class Objective:
         """
         observer, clusters = self.context.observer, self.pseudo_labels
         pseudo_labels = clusters.assignments if clusters.centroids is None else clusters.assignments[indices]
-        step = Step(outputs, indices, pseudo_labels, clusters.centroids, observer)
+        batch = Batch(outputs, indices, pseudo_labels, clusters.centroids, observer)
         losses = {}
         for term in self.terms:
             if term.active:
-                loss = term(step)
+                loss = term(batch)
                 observer.traced(f"{term.name} loss", loss)
                 losses[term.name] = term.weight * loss
-                self._sums[term.name] = self._sums.get(term.name, 0) + loss.detach()
-        self._steps += 1
-        self.framework.enqueue(outputs)
+                self._sums[term.name] += loss.detach()
         first, *others = losses.values()
         total = sum(others, first)
         observer.traced("total loss", total)
         return total
 
-    def end_epoch(self, epoch: int) -> Row:
-        """Finish an epoch (after the last one, too) and return what to log: the mean of each term, not weighted."""
-        row: Row = {f"loss_{name}": total.item() / self._steps for name, total in self._sums.items()}
-        for term in self.terms:
-            if term.active:
-                row |= term.row()
+    def after_update(self, outputs: Outputs) -> None:
+        """Finish a step, after the weights have changed: nothing of its loss is needed any more."""
+        self.framework.enqueue(outputs)
+
+    def end_epoch(self, epoch: int, steps: int) -> Row:
+        """Finish an epoch (the last one, too).
+
+        Args:
+            epoch: counted from 0 within the stage.
+            steps: how many it had.
+
+        Returns:
+            What to log: the mean of each term, not weighted, and what the terms count.
+        """
+        active = [term for term in self.terms if term.active]
+        row: Row = {f"loss_{term.name}": self._sums[term.name].item() / steps for term in active}
+        for term in active:
+            row |= term.row()
         return row
 
     def state(self) -> dict[str, Tensor]:

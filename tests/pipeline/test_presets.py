@@ -21,7 +21,7 @@ VALUES: dict[str, dict[str, Any]] = {
     for name in FILES
 }
 ORDER = "seed seeds device precision clusters k k1 k2 fr prepare network framework neighborhood boundary views"
-ORDER += " optimizer pretrain finetune extract evaluate"
+ORDER += " optimizer training pretrain finetune extract evaluate"
 
 FOLDERS = ("folder", "folder-scratch")
 

@@ -5,11 +5,12 @@
     python bench/gpu.py --toy --archive A --out OUT --state STATE     # everything at toy size, on a CPU
 
 The archive holds a folder of images for each class, at any depth. OUT/gpu.json has all that was found; it is written
-again after every finding and every epoch, so that nothing of it is lost when this ends, however it ends. OUT/gpu.md has
-it as tables. A variant of the step is correct if it changes the weights in 30 steps, in which the learning rate rises,
-as the eager step does: the difference is less than half of what other random views make. The fastest correct one trains
-the preset cifar10-200, with its epochs scaled to 200, 150, 100 or 60. From one pretraining, ConNR is compared with as
-many further epochs of BYOL ("InC"). OUT/features-*.npy are the features of both in half precision.
+again after every finding and every epoch, so that nothing of it is lost when this ends, however it ends. A variant of
+the step is correct if 30 steps, in which the learning rate rises, come out as those of the eager step: the weights
+differ by less than half of what a constant learning rate makes, the losses by less than half of what other random views
+make. The fastest correct variant trains the preset cifar10-200, with its epochs scaled to 200, 150, 100 or 60. From one
+pretraining, ConNR is compared with as many further epochs of BYOL ("InC"). OUT/features-*.npy are features of all
+images in half precision.
 """
 
 import json
@@ -18,13 +19,14 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, TRAININGS, head, line, parser
+from common import ROOT, TRAININGS, parser
 from common import run as run_stage
 
 from conr import Workspace, load_preset
@@ -32,17 +34,25 @@ from conr.files import write_text
 from conr.processes import Workers
 
 PRESET, EAGER = "cifar10-200", "eager"
-VARIANTS: dict[str, dict[str, bool]] = {EAGER: {}}  # name → fields of Execution; those most likely to work come first
+# Name → fields of Execution; those most likely to work come first. The optimizer is fused in all of them: the other one
+# reads the learning rate, which is a tensor, from the GPU.
+VARIANTS = {
+    EAGER: {"fused_optimizer": True},
+    "recorded": {"fused_optimizer": True, "graph": True},
+    "recorded, one forward": {"fused_optimizer": True, "graph": True, "one_forward": True},
+    "recorded, compiled": {"fused_optimizer": True, "graph": True, "compiled": True},
+    "recorded, compiled, one forward": {"fused_optimizer": True, "graph": True, "compiled": True, "one_forward": True},
+}
 LOOKS = 0.45  # of the time, before the training begins; what does not fit is left out
-LIMITS = {"device": 60, "numerics": 60, "speed": 120, "kernels": 40}  # seconds, for one of a kind
+LIMITS = {"device": 120, "numerics": 120, "speed": 180, "kernels": 90}  # seconds, for one of a kind
 SCHEDULES, PRETRAINING = (200, 150, 100, 60), 0.8  # epochs of both stages; share of the first
 TRAINED = ("pretrain", "ConNR", "InC")  # the others start from the first
 IN_STEPS = 0.93  # of the time of an epoch; clustering, scores and checkpoints take the rest
 SCORING = 60  # seconds of clustering and scoring the last features
-METHODS, SCORES = ("kmeans", "graph"), ("acc", "nmi", "ari")
 TOY = {
-    **{"device": "cpu", "k": 5, "k1": 5, "pretrain.batch_size": 40, "finetune.batch_size": 40, "evaluate.n_init": 2},
-    **{"network.width": 4, "network.hidden": 32, "network.dimension": 16, "prepare.image_size": 16},
+    **{"device": "cpu", "precision": "float32", "prepare.image_size": 16, "k": 5, "k1": 5, "evaluate.n_init": 2},
+    **{"network.width": 4, "network.hidden": 32, "network.dimension": 16, "network.stem": "imagenet"},
+    **{"pretrain.batch_size": 40, "finetune.batch_size": 40},
 }
 
 
@@ -61,8 +71,8 @@ class Run:
     state: Path
     archive: Path
     deadline: float
-    later: float = 0.0
-    toy: bool = False
+    later: float
+    toy: bool
 
     @property
     def left(self) -> float:
@@ -78,20 +88,17 @@ class Run:
     def keep(self, name: str, value: object) -> None:
         """Keep a finding in a file of its own, then write all of them to OUT."""
         write_text(self.state / f"found/{name}.json", json.dumps(value))
+        write_text(self.out / "gpu.json", json.dumps(self.found, indent=1) + "\n")
         print(f"{self.left:5.0f} s left: {name}", flush=True)
-        self.publish()
-
-    def publish(self) -> None:
-        """Write OUT/gpu.json and OUT/gpu.md."""
-        found = self.found
-        write_text(self.out / "gpu.json", json.dumps(found, indent=1) + "\n")
-        write_text(self.out / "gpu.md", tables(found))
 
 
-def main(arguments: Sequence[str] | None = None, pool: type[Workers] = Workers) -> None:
+class FailedError(Exception):
+    """Something failed, which is kept; its process may be of no more use."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Find what is missing, and train, until the time is over."""
-    started = time.monotonic()
-    flags = parser(__doc__)
+    started, flags = time.monotonic(), parser(__doc__)
     flags.add_argument("--archive", type=Path, required=True, help="tar.gz of images, in folders named by class")
     flags.add_argument("--seconds", type=float, default=3600, help="when to end")
     flags.add_argument("--later", type=float, default=0, help="seconds that the next call will have")
@@ -102,82 +109,56 @@ def main(arguments: Sequence[str] | None = None, pool: type[Workers] = Workers) 
     if not given.archive.is_file():
         flags.error(f"--archive: {given.archive} is not a file")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    state = given.state / commit()  # other code measures and trains anew
-    places = (path.resolve() for path in (given.out, state, given.archive))
+    places = (path.resolve() for path in (given.out, given.state / commit(), given.archive))
     run = Run(*places, started + given.seconds, given.later, given.toy)
-    try:
-        with pool(1, kill_on_error=True) as beside, Device(pool) as device:
-            work(run, beside, device)
-    except TimeoutError:
-        sys.exit("the time is over; run the same command to resume")
-    finally:
-        run.publish()
-        print(tables(run.found))
+    end = started + LOOKS * given.seconds
+    while True:
+        try:
+            # One process has the GPU; the one beside it packs the images, and scores features.
+            with Workers(1, kill_on_error=True) as device, Workers(1, kill_on_error=True) as beside:
+                return work(run, end, device, beside)
+        except FailedError:
+            print("once more without it", flush=True)
+        except TimeoutError:
+            sys.exit("the time is over; run the same command to resume")
 
 
 def commit() -> str:
     """Of the code, with a + if it was changed since; a packed folder has it in a file."""
-    packed = ROOT / "COMMIT"
-    if packed.exists():
-        return packed.read_text(encoding="utf-8").strip()
+    if (ROOT / "COMMIT").exists():
+        return (ROOT / "COMMIT").read_text(encoding="utf-8").strip()
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def work(run: Run, beside: Workers, device: "Device") -> None:
-    """All of it. One process has the GPU; the one beside it packs the images, and scores features.
+def work(run: Run, end: float, device: Executor, beside: Executor) -> None:
+    """All that is missing; until `end` what comes before the training.
 
     Raises:
+        FailedError: a part of it failed.
         TimeoutError: the time was too short.
     """
     packing = beside.submit(called, "gpu.pack", run)
-    look(run, device)
-    packing.result(timeout=run.left)
     if "plan" not in run.found:
+        look(run, device, end, ["device", "numerics"])
+        packing.result(timeout=run.left)
+        variants = [EAGER, list(VARIANTS)[-1]] if run.toy else VARIANTS
+        look(run, device, end, (f"speed, {variant}" for variant in variants))
+        look(run, device, end, (f"kernels, {variant}" for variant in dict.fromkeys((EAGER, fastest(run.found)))))
         run.keep("plan", plan(run))
+    packing.result(timeout=run.left)
     scores = []
     for name in TRAINED:
-        if not train(run, device, name):
-            break
+        device.submit(called, "gpu_cells.train", run, name).result(timeout=run.left)
         scores.append(beside.submit(called, "gpu_cells.score", run, name))
     for score in scores:
         score.result(timeout=run.left)
-    if len(scores) < len(TRAINED):
-        raise TimeoutError
 
 
 def called(name: str, *arguments: Any) -> Any:
-    """What a function of a module returns, by name: only processes that compute import PyTorch."""
+    """What a function of a module returns, by its name: only processes that compute import PyTorch."""
     module, _, function = name.rpartition(".")
     return getattr(import_module(module), function)(*arguments)
-
-
-class Device:
-    """A process that has the GPU. After an error or too long a time it is replaced: its context may be broken."""
-
-    def __init__(self, pool: type[Workers] = Workers) -> None:
-        self.make, self.pool = pool, None
-
-    def __enter__(self) -> "Device":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self.pool is not None:
-            self.pool.__exit__(*error)
-            self.pool = None
-
-    def call(self, limit: float, name: str, *arguments: Any) -> Any:
-        """What a function returns within a limit of seconds.
-
-        Raises:
-            TimeoutError: it does not.
-        """
-        self.pool = self.pool or self.make(1, kill_on_error=True)
-        try:
-            return self.pool.submit(called, name, *arguments).result(timeout=limit)
-        except BaseException:
-            self.__exit__(*sys.exc_info())
-            raise
 
 
 def pack(run: Run) -> None:
@@ -192,39 +173,37 @@ def pack(run: Run) -> None:
     run.keep("images", {"archive": run.archive.name, "count": manifest.count, "checksum": manifest.checksum})
 
 
-def look(run: Run, device: Device) -> None:
-    """Find what is missing of all that comes before the training; a failure is a finding, too."""
-    end = run.deadline - (1 - LOOKS) * run.left
-    for name in () if "plan" in run.found else looks(run):
-        (kind, _, variant), seconds = name.partition(", "), run.found.get("seconds", {})
-        started = time.monotonic()
+def look(run: Run, device: Executor, end: float, names: Iterable[str]) -> None:
+    """Find what is missing, unless the time for that ends.
+
+    Raises:
+        FailedError: this failed, which is a finding, too.
+    """
+    for name in names:
+        (kind, _, variant), seconds, started = name.partition(", "), run.found.get("seconds", {}), time.monotonic()
         limit = min(LIMITS[kind], end - started)
         if name in seconds or limit <= 0:
             continue
+        failure = None
         try:
-            run.keep(name, device.call(limit, f"gpu_cells.{kind}", run, *filter(None, [variant])))
+            found = device.submit(called, f"gpu_cells.{kind}", run, *filter(None, [variant])).result(timeout=limit)
         except Exception as error:
-            why = f"no result within {limit:.0f} s" if isinstance(error, TimeoutError) else one_line(error)
-            run.keep(name, {**run.found.get(name, {}), "failed": why})
+            failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            found = {**run.found.get(name, {}), "failed": failure}
+        run.keep(name, found)
         run.keep("seconds", {**seconds, name: round(time.monotonic() - started, 1)})
-
-
-def one_line(error: Exception) -> str:
-    """The kind of an error, and the beginning of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
-
-
-def looks(run: Run) -> Iterator[str]:
-    """What to find out. The last one is known when the speeds are."""
-    yield from ("device", "numerics", *(f"speed, {variant}" for variant in VARIANTS), f"kernels, {EAGER}")
-    yield f"kernels, {fastest(run.found)}"
+        if failure:
+            raise FailedError(failure)
 
 
 def is_correct(found: Mapping[str, Any], variant: str) -> bool:
-    """Whether the weights of both stages come out as those of the eager step do."""
+    """Whether weights and losses of both stages come out as those of the eager step do."""
     row, eager = (found.get(f"speed, {name}", {}) for name in (variant, EAGER))
     return all(
-        stage in row and stage in eager and row[stage]["difference"] < eager[stage]["other views"] / 2
+        stage in row
+        and stage in eager
+        and row[stage]["weights"] < eager[stage]["weights, constant rate"] / 2
+        and row[stage]["losses"] < eager[stage]["losses, other views"] / 2
         for stage in TRAININGS
     )
 
@@ -250,50 +229,6 @@ def plan(run: Run) -> dict[str, Any]:
     total = 5 if run.toy else next((length for length in SCHEDULES if length <= epochs), SCHEDULES[-1])
     first = round(PRETRAINING * total)
     return {"variant": variant, "epochs that fit": round(epochs, 1), "pretrain": first, "finetune": total - first}
-
-
-def train(run: Run, device: Device, name: str) -> bool:
-    """Whether a training has ended in time. Where the fastest variant fails, the eager one resumes.
-
-    Raises:
-        TimeoutError: it has not even ended itself in time.
-    """
-    try:
-        return device.call(run.left, "gpu_cells.train", run, name)
-    except TimeoutError:
-        raise
-    except Exception as error:
-        own = run.found["plan"]
-        run.keep(f"{name} failed", {"variant": own["variant"], "failed": one_line(error)})
-        if own["variant"] == EAGER:
-            raise
-        run.keep("plan", {**own, "variant": EAGER})
-        return train(run, device, name)
-
-
-def tables(found: Mapping[str, Any]) -> str:
-    """The findings as Markdown."""
-    outcomes = [row["outcome"] for row in found.get("numerics", {}).values() if isinstance(row, dict)]
-    facts = (("images/s", 1), ("share", 100), ("difference", 1))
-    heads = [f"{stage}: {fact}" for stage in TRAININGS for fact in ("images/s", "% of bf16 products", "difference")]
-    lines = [f"{found.get('device', {}).get('device')}; numerics: {outcomes.count('passed')} of {len(outcomes)} passed"]
-    lines += ["", head("variant", *heads, "correct")]
-    for name in VARIANTS:
-        row = found.get(f"speed, {name}", {})
-        cells = [row[stage][fact] * factor if stage in row else None for stage in TRAININGS for fact, factor in facts]
-        lines.append(line(name, *map(shown, cells), row.get("failed", is_correct(found, name))))
-    scores = [f"{method}: {score}" for method in METHODS for score in SCORES]
-    lines += ["", f"Plan: {found.get('plan')}", "", head("training", "epochs", "seconds", *scores)]
-    for name in TRAINED:
-        rows, by = found.get(name, []), found.get(f"scores, {name}", {})
-        cells = [by.get(method, {}).get(score) for method in METHODS for score in SCORES]
-        lines.append(line(name, len(rows), round(sum(row["seconds"] for row in rows)), *map(shown, cells)))
-    return "\n".join(lines) + "\n"
-
-
-def shown(value: float | None) -> str:
-    """A rounded number."""
-    return "–" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from common import ROOT, TRAININGS
-from gpu import EAGER, METHODS, PRESET, TOY, Run
+from gpu import EAGER, PRESET, TOY, VARIANTS, Run
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
-from training_step import DEVICE, ON_GPU, Case, EnoughStepsError, Stopwatch, random_pixels
+from training_step import DEVICE, ON_GPU, Case, EnoughStepsError, Stopwatch
 
 from conr import ModelSpec, Parameters, Workspace
 from conr.data.store import open_store
@@ -31,23 +31,25 @@ from conr.pipeline.pretrain import model_spec
 from conr.refinement.objective import finetune
 from conr.training.checkpoints import Checkpoint
 from conr.training.compute import Compute, clean_features, machine
+from conr.training.execution import Execution
 from conr.training.log import Row
 from conr.training.pretraining import pretrain
 
 NUMERICS = ("not compiled and not graphs and not 224", "boundary")  # without what takes long; at toy size
-# Weights are compared after three short epochs, in which the learning rate rises, all weights move alike, and ever more
-# samples become candidates.
-EPOCHS, STEPS = 3, 10
-RISING = {"optimizer.warmup_epochs": EPOCHS, "optimizer.schedule_epochs": 2 * EPOCHS, "fr": 0.2}
-RISING |= {"pretrain.epochs": EPOCHS, "finetune.epochs": EPOCHS, "finetune.lr_scale": 1.0}
+EPOCHS, STEPS = 3, (10, 1)  # short epochs after which variants are compared; steps of each, and at toy size
+# The learning rate rises, all weights move alike, ever more samples become candidates, and rounding cannot choose other
+# neighbors, as all of a batch are.
+RISING = {"pretrain.epochs": EPOCHS, "finetune.epochs": EPOCHS, "finetune.lr_scale": 1.0, "fr": 0.2}
+RISING |= {"optimizer.warmup_epochs": EPOCHS, "optimizer.schedule_epochs": 2 * EPOCHS}
+CONSTANT = {"optimizer.base_learning_rate": 0.006, "optimizer.warmup_epochs": 0, "optimizer.schedule_epochs": 10**6}
+START = {"pretrain.epochs": 2 * EPOCHS, "optimizer.schedule_epochs": 4 * EPOCHS, "optimizer.base_learning_rate": 0.1}
 PROFILED, SHOWN = 20, 60  # steps; kernels
 PART, ALL_PARTS = 16e6, 64e6  # bytes of a file of features; of all of them
-ENDING = 10  # seconds in which a training saves its state and ends
 
 
 def case(run: Run) -> Case:
     """What is measured."""
-    return Case(PRESET, 16, 40, 240, 2, 3, TOY) if run.toy else Case(PRESET, 32, 256, 60_000, 20, 100)
+    return Case(PRESET, 16, 40, 120, 1, 2, TOY) if run.toy else Case(PRESET, 32, 256, 60_000, 20, 100)
 
 
 def device(run: Run) -> dict[str, Any]:
@@ -84,57 +86,80 @@ class Verdicts:
 def numerics(run: Run) -> dict[str, Any]:
     """The tests that compare every kernel path with float64."""
     verdicts = Verdicts(run)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # whatever else a machine has
     options = ["-p", "no:cacheprovider", "--noconftest", "-c", str(ROOT / "pyproject.toml"), "-k", NUMERICS[run.toy]]
     pytest.main([*options, str(ROOT / "tests/numerics")], [verdicts])
     return verdicts.found
 
 
 def speed(run: Run, variant: str) -> dict[str, dict[str, Any]]:
-    """Of both stages: images/s, FLOP/s as a share of those of bf16 products, and how differently weights come out.
-
-    Differences are relative to the change of the weights; that of the eager step is between two of its runs.
-    """
+    """Of both stages: images/s, FLOP/s as a share of those of bf16 products, and what differs from the eager step."""
     facts, found = run.found["device"], {}
     for stage in TRAININGS:
-        file, row = run.state / f"eager-{stage}.npy", {}
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always")
-            if variant == EAGER:
-                save_array(file, weights_after(run, stage, variant))
-                row["other views"] = difference(file, weights_after(run, stage, variant, seed=1))
-            row["difference"] = difference(file, weights_after(run, stage, variant))
-            row["images/s"] = images_per_second(case(run), stage, variant)
+            row = compared(run, stage, variant)
+            row["images/s"] = images_per_second(run, stage, variant)
         row["share"] = row["images/s"] * facts["FLOP per image"] / facts["bf16 product, FLOP/s"]
         found[stage] = row | {"notes": sorted({str(warning.message) for warning in noted})}
     return found
 
 
-def difference(file: Path, found: NDArray[np.float32]) -> float:
-    """Of a change of weights from the one in a file."""
-    expected = np.load(file)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+def compared(run: Run, stage: str, variant: str) -> dict[str, Any]:
+    """How far weights and losses are from those of the eager step; of that itself those of another run, and of others.
+
+    Distances of weights are relative to how far the eager step moves them.
+    """
+    file = run.state / f"eager-{stage}.npz"
+    if variant == EAGER:
+        np.savez(file, *some_steps(run, stage, EAGER))
+    with np.load(file) as eager:
+        weights, losses = eager.values()
+
+    def distances(**changes: Any) -> tuple[float, float]:
+        others = some_steps(run, stage, variant, changes)
+        apart = np.linalg.norm(others[0] - weights) / np.linalg.norm(weights)
+        return float(apart), float(abs(others[1] - losses).max())
+
+    row = dict(zip(("weights", "losses"), distances(), strict=True))
+    if variant == EAGER:
+        row["weights, constant rate"] = distances(**CONSTANT)[0]
+        row["losses, other views"] = distances(seed=1)[1]
+    return row
 
 
-def weights_after(run: Run, stage: str, variant: str, seed: int = 0) -> NDArray[np.float32]:
-    """How all weights change in thirty steps."""
-    parameters = case(run).parameters().changed({**RISING, "seed": seed})
-    model, pixels = fresh_model(parameters), random_pixels(STEPS * case(run).batch, case(run).size)
+def some_steps(
+    run: Run, stage: str, variant: str, changes: Mapping[str, Any] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """How thirty steps change all weights, and each epoch's loss and share of candidates."""
+    parameters = case(run).parameters().changed({**RISING, "k": case(run).batch, **(changes or {})})
+    model, start = fresh_model(parameters), run.state / "start.pt"
+    images, count = training_images(run), STEPS[run.toy] * case(run).batch
+    images = images[:: max(1, len(images) // count)][:count]
+    if stage == "finetune":
+        if not start.exists():  # features of fresh networks are nearly alike, and their clusters depend on rounding
+            train_stage("pretrain", model, images, parameters.changed(START), EAGER)
+            torch.save(model.state_dict(), start)
+        model.load_state_dict(torch.load(start, map_location="cpu"))
     before = flat(model)
-    with TemporaryDirectory() as folder:
-        train_stage(stage, model, pixels, None, parameters, Checkpoint(Path(folder)), SILENT, variant)
-    return flat(model) - before
+    rows = train_stage(stage, model, images, parameters, variant)
+    return flat(model) - before, np.array([[row["loss"], row.get("candidate_fraction", 0.0)] for row in rows])
 
 
-def images_per_second(case: Case, stage: str, variant: str, watch: Stopwatch | None = None) -> float:
-    """Of fresh networks on random pixels."""
-    parameters, pixels = case.parameters(), random_pixels(case.images, case.size)
-    model, watch = fresh_model(parameters), watch or Stopwatch(case)
+def images_per_second(run: Run, stage: str, variant: str, watch: Stopwatch | None = None) -> float:
+    """Of fresh networks."""
+    parameters = case(run).parameters()
     try:
-        with TemporaryDirectory() as folder:
-            train_stage(stage, model, pixels, None, parameters, Checkpoint(Path(folder)), watch, variant)
+        observer = watch or Stopwatch(case(run))
+        train_stage(stage, fresh_model(parameters), training_images(run), parameters, variant, observer)
     except EnoughStepsError as enough:
         return float(enough.args[0])
     raise AssertionError("too few steps")
+
+
+def training_images(run: Run) -> NDArray[np.uint8]:
+    """Those of the store."""
+    return open_store(Workspace.at(run.state).store).training_images
 
 
 def fresh_model(parameters: Parameters) -> Siamese:
@@ -151,17 +176,26 @@ def train_stage(
     stage: str,
     model: Siamese,
     images: NDArray[np.uint8],
-    labels: NDArray[np.int64] | None,
     parameters: Parameters,
-    checkpoint: Checkpoint,
-    observer: Observer,
     variant: str,
+    observer: Observer = SILENT,
+    checkpoint: Checkpoint | None = None,
+    labels: NDArray[np.int64] | None = None,
     first_epoch: int = 0,
 ) -> list[Row]:
-    """conr's training, with its steps executed as the variant says."""
-    if stage == "pretrain":
-        return pretrain(model, images, labels, parameters, checkpoint, observer)
-    return finetune(model, images, labels, parameters, first_epoch, checkpoint, observer)
+    """conr's training, with its steps executed as the variant says; without a checkpoint, nothing is kept."""
+    with TemporaryDirectory() as folder:
+        shared = {"observer": observer, "execution": execution(variant)}
+        shared["checkpoint"] = checkpoint or Checkpoint(Path(folder))
+        if stage == "pretrain":
+            return pretrain(model, images, labels, parameters, **shared)
+        return finetune(model, images, labels, parameters, first_epoch, **shared)
+
+
+def execution(variant: str) -> Execution:
+    """Of a variant; a CPU records nothing, and takes too long to compile."""
+    fields = Execution(**VARIANTS[variant])
+    return fields if ON_GPU else replace(fields, graph=False, compiled=False)
 
 
 class Profiler(Stopwatch):
@@ -181,70 +215,42 @@ def kernels(run: Run, variant: str) -> dict[str, Any]:
     """Of a step of pretraining: the kernels that take the longest, how often each runs, and its microseconds."""
     profiled = replace(case(run), timed=min(case(run).timed, PROFILED))
     watch, steps = Profiler(profiled), profiled.timed
-    images_per_second(profiled, "pretrain", variant, watch)
+    images_per_second(run, "pretrain", variant, watch)
     watch.profile.stop()
     unit = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
     events = sorted(watch.profile.key_averages(), key=lambda event: getattr(event, unit), reverse=True)
     rows = [(event.key[:90], event.count / steps, getattr(event, unit) / steps) for event in events]
-    return {
-        "kernels": sum(row[1] for row in rows),
-        "microseconds": sum(row[2] for row in rows),
-        "slowest": rows[:SHOWN],
-    }
-
-
-class TimedCheckpoint(Checkpoint):
-    """Also due after the last epoch that fits into the time."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        super().__init__(run.state / "checkpoints" / name)
-        self.run, self.asked, self.is_last = run, time.monotonic(), False
-
-    @property
-    def due(self) -> bool:
-        epoch, self.asked = time.monotonic() - self.asked, time.monotonic()
-        self.is_last = self.run.left < ENDING + 2 * epoch
-        return self.is_last or super().due
+    _, counts, microseconds = zip(*rows, strict=True)
+    return {"kernels": sum(counts), "microseconds": sum(microseconds), "slowest": rows[:SHOWN]}
 
 
 class Curve(Observer):
-    """Keeps the log after every epoch; raises `OutOfTimeError` where no further one fits."""
+    """Keeps the log of a training after every epoch."""
 
-    def __init__(self, run: Run, name: str, checkpoint: TimedCheckpoint, epochs: int) -> None:
-        self.run, self.name, self.checkpoint, self.epochs = run, name, checkpoint, epochs
-        self.rows = run.found.get(name, [])[: checkpoint.epochs]
+    def __init__(self, run: Run, name: str, done: int) -> None:
+        self.run, self.name = run, name
+        self.rows = run.found.get(name, [])[:done]
 
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
         self.run.keep(self.name, self.rows)
-        if self.checkpoint.is_last and len(self.rows) < self.epochs:
-            raise OutOfTimeError
 
 
-class OutOfTimeError(Exception):
-    """No further epoch fits into the time."""
-
-
-def train(run: Run, name: str) -> bool:
-    """Whether a training, and the pretraining that it starts from, end in time; then its features are in a file."""
+def train(run: Run, name: str) -> None:
+    """Train, or resume; then the features of all images are in a file. What starts from the pretraining loads it."""
     file = run.state / f"features-{name}.npy"
     if file.exists():
-        return True
-    plan, store = run.found["plan"], open_store(Workspace.at(run.state).store)
-    parameters = scheduled(run, name)
-    model, epochs = model_spec(parameters, store.manifest).build(parameters.seed), 0
-    images, labels = store.training_images, store.training_labels
-    for part in dict.fromkeys(("pretrain", name)):  # a finished pretraining resumes at its end
-        stage = "pretrain" if part == "pretrain" else "finetune"
-        checkpoint = TimedCheckpoint(run, part)
-        curve, variant = Curve(run, part, checkpoint, plan[stage]), plan["variant"]
-        try:
-            epochs += len(train_stage(stage, model, images, labels, parameters, checkpoint, curve, variant, epochs))
-        except OutOfTimeError:
-            return False
+        return
+    store, parameters = open_store(Workspace.at(run.state).store), scheduled(run, name)
+    variant, epochs = run.found["plan"]["variant"], 0
+    model = model_spec(parameters, store.manifest).build(parameters.seed)
+    for part in dict.fromkeys(("pretrain", name)):
+        stage, checkpoint = "pretrain" if part == "pretrain" else "finetune", Checkpoint(run.state / f"training/{part}")
+        kept = {"checkpoint": checkpoint, "observer": Curve(run, part, checkpoint.epochs), "first_epoch": epochs}
+        kept |= {"labels": store.training_labels}
+        epochs += len(train_stage(stage, model, store.training_images, parameters, variant, **kept))
     compute = Compute.choose(parameters.device, "float32")
     save_array(file, clean_features(model.target, compute.load_images(store.images), compute).cpu().numpy())
-    return True
 
 
 def scheduled(run: Run, name: str) -> Parameters:
@@ -261,12 +267,12 @@ def scheduled(run: Run, name: str) -> Parameters:
 def score(run: Run, name: str) -> None:
     """Keep the features of a training in half precision; cluster them by k-means and by the graph."""
     found = run.found.get(f"scores, {name}", {})
-    if set(METHODS) <= set(found):
+    if "graph" in found:
         return
     features, store = np.load(run.state / f"features-{name}.npy"), open_store(Workspace.at(run.state).store)
     keep_features(run.out, name, features)
     parameters, first = case(run).parameters(), None
-    for method in METHODS:
+    for method in ("kmeans", "graph"):
         started = time.monotonic()
         result = evaluate_store(features, store, parameters, parameters.seed, method, start=first)
         first = first or result

@@ -22,12 +22,12 @@ cat > "$folder/run.sh" <<'RUN'
 # usage: run.sh OUT SECONDS [OPTION of bench/gpu.py ...]; what the next call resumes from is in STATE, outside the folder
 set -eu
 here=$(cd "$(dirname "$0")" && pwd) out=$1 seconds=$2; shift 2
-state=${STATE:-${TMPDIR:-/tmp}/conr-gpu}
-for wheel in "$here"/wheels/*.whl; do
-  [ ! -e "$wheel" ] || [ -e "$state/site/.whole" ] ||
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$state/site" "$wheel"
-done
-mkdir -p "$state/site" && touch "$state/site/.whole"
+state=${STATE:-${TMPDIR:-/tmp}/conr-gpu} wheels=$(ls "$here"/wheels/*.whl 2> /dev/null || true)
+if [ ! -d "$state/site" ]; then
+  rm -rf "$state/unfinished" && mkdir -p "$state/unfinished"
+  [ -z "$wheels" ] || python3 -m pip install -q --no-index --no-deps --no-compile --target "$state/unfinished" $wheels
+  mv "$state/unfinished" "$state/site"
+fi
 export PYTHONUNBUFFERED=1 PYTHONPATH="$state/site:$here/conr"
 exec python3 "$here/conr/bench/gpu.py" --archive "$here/images.tar.gz" --out "$out" --state "$state" --seconds "$seconds" "$@"
 RUN

@@ -56,6 +56,20 @@ def doubled() -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
+Within = Callable[[str, float, float], None]
+
+
+@pytest.fixture
+def within(record_property: Callable[[str, object], None]) -> Within:
+    """Asserts that an error is at most a bound, and records it for bench/gpu.py."""
+
+    def check(name: str, error: float, bound: float) -> None:
+        record_property(name, error)
+        assert error <= bound, name
+
+    return check
+
+
 def relative(found: Tensor, exact: Tensor) -> float:
     """‖found − exact‖ / ‖exact‖."""
     return ((found.cpu().double() - exact).norm() / exact.norm()).item()
@@ -70,7 +84,7 @@ def samples(count: int, dimension: int = 256, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("pixels", [32, 96, 224] if ON_GPU else [16])
-def test_views_with_the_same_draws(pixels: int) -> None:
+def test_views_with_the_same_draws(pixels: int, within: Within) -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (SAMPLES, pixels, pixels, 3), dtype=np.uint8))
     drawn = draw(SAMPLES, pixels, pixels, Views(rotation=15.0), 0.08, torch.Generator(DEVICE).manual_seed(0))
     found = apply(to_pixels(images.to(DEVICE)), drawn)
@@ -78,7 +92,7 @@ def test_views_with_the_same_draws(pixels: int) -> None:
     exact = {name: value.double() if value.is_floating_point() else value for name, value in on_host.items()}
     with doubled():
         expected = apply(to_pixels(images), ViewParameters(**exact))
-    assert (found.cpu() - expected).abs().max().item() <= 1e-3  # pixels lie in [0, 1]
+    within("pixels, of 1", (found.cpu() - expected).abs().max().item(), 1e-3)
 
 
 SEARCHES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -90,18 +104,18 @@ SEARCHES: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("count", [SAMPLES, 4 * SAMPLES])
 @pytest.mark.parametrize("name", SEARCHES)
-def test_neighbors_differ_only_at_near_ties(name: str, count: int) -> None:
+def test_neighbors_differ_only_at_near_ties(name: str, count: int, within: Within) -> None:
     features, search = samples(count), SEARCHES[name]
     differs = (search(features.to(DEVICE)).cpu() != search(F.normalize(features.double(), dim=1))).any(1)
-    assert differs.double().mean().item() <= 0.01
+    within("share of samples", differs.double().mean().item(), 0.01)
 
 
-def test_boundary_ratios() -> None:
+def test_boundary_ratios(within: Within) -> None:
     features, centroids = samples(SAMPLES), samples(10, seed=1)
     labels = torch.cdist(features, centroids).argmin(1)
     found = boundary_ratio(features.to(DEVICE), labels.to(DEVICE), centroids.to(DEVICE))
     exact = boundary_ratio(features.double(), labels, centroids.double())
-    assert (found.cpu() - exact).abs().max().item() <= 1e-5  # ratios lie in [0, 2]
+    within("ratios, of 2", (found.cpu() - exact).abs().max().item(), 1e-5)
 
 
 def test_candidates_of_the_same_ratios_are_the_same_with_ties() -> None:
@@ -120,7 +134,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_their_gradients_through_the_normalization(name: str) -> None:
+def test_losses_and_their_gradients_through_the_normalization(name: str, within: Within) -> None:
     online, target = 7 * samples(SAMPLES), 7 * samples(SAMPLES, seed=1)
     near = euclidean(samples(SAMPLES, seed=1), 10)
     others = F.one_hot(torch.arange(SAMPLES) % 10, 10), near, torch.arange(SAMPLES) % 5 > 0
@@ -139,10 +153,10 @@ def test_losses_and_their_gradients_through_the_normalization(name: str) -> None
     found = both(online, DEVICE)
     with doubled():
         exact = both(online.double(), CPU)
-    assert max(map(relative, found, exact)) <= 1e-5
+    within("loss and gradient", max(map(relative, found, exact)), 1e-5)
 
 
-def test_k_means_ends_with_the_same_clusters_from_the_same_start() -> None:
+def test_k_means_ends_with_the_same_clusters_from_the_same_start(within: Within) -> None:
     features = samples(8 * SAMPLES)
     start = features[:10].clone()
     _, assignments, _ = kmeans_tensors(features.to(DEVICE), 10, seed=0, start=start.to(DEVICE))
@@ -150,7 +164,7 @@ def test_k_means_ends_with_the_same_clusters_from_the_same_start() -> None:
     for _ in range(100):
         exact = (features.double() @ centroids.T).argmax(1)
         centroids = F.normalize(F.one_hot(exact, 10).double().T @ features.double(), dim=1)
-    assert (assignments.cpu() != exact).double().mean().item() <= 0.001
+    within("share of samples", (assignments.cpu() != exact).double().mean().item(), 0.001)
 
 
 # A whole step
@@ -252,7 +266,7 @@ def exact_step() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_step(name: str) -> None:
+def test_a_step(name: str, within: Within) -> None:
     """The third with the same weights: CUDA graphs are warmed up in the first, made in the second, then used."""
     precision, tolerance, change = VARIANTS[name]
     model, images = fresh()
@@ -263,5 +277,5 @@ def test_a_step(name: str) -> None:
         for _ in range(3):
             found = step(model, images, Compute(DEVICE, precision))
     predictions, gradient = map(relative, found, exact_step())
-    assert predictions <= tolerance.predictions
-    assert gradient <= tolerance.gradient
+    within("predictions", predictions, tolerance.predictions)
+    within("gradient", gradient, tolerance.gradient)

@@ -37,6 +37,7 @@ class TrainingStep:
         self.model, self.images, self.compute = context.model, context.images, context.compute
         self.observer = context.observer
         device = self.compute.device
+        self.model.join_views(execution.one_forward)
         self.optimizer = _optimizer(self.model, recipe, execution)
         self.learning_rates = recipe.learning_rates(0)
         self.loss_sum = torch.zeros((), device=device)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from common import ROOT, TRAININGS
-from gpu import EAGER, PRESET, TOY, VARIANTS, Run
+from gpu import EAGER, PRESET, TOY, TRAINED, VARIANTS, Run
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
@@ -35,7 +35,7 @@ from conr.training.execution import Execution
 from conr.training.log import Row
 from conr.training.pretraining import pretrain
 
-NUMERICS = ("not compiled and not graphs and not 224", "boundary")  # without what takes long; at toy size
+NUMERICS = ("not 224", "boundary")  # tests, without those that take long; at toy size
 EPOCHS, STEPS = 3, (10, 1)  # short epochs after which variants are compared; steps of each, and at toy size
 # The learning rate rises, all weights move alike, ever more samples become candidates, and rounding cannot choose other
 # neighbors, as all of a batch are.
@@ -281,10 +281,11 @@ def score(run: Run, name: str) -> None:
 
 
 def keep_features(folder: Path, name: str, features: NDArray[np.float32]) -> None:
-    """In parts of at most 16 MB; where all features would take more than 64 MB, the oldest are deleted."""
+    """In parts of at most 16 MB; where all features would take more than 64 MB, those of the first trainings go."""
     half = features.astype(np.float16)
-    kept = sorted(folder.glob("features-*.npy"), key=lambda file: file.stat().st_mtime_ns)
-    while kept and sum(file.stat().st_size for file in kept) + half.nbytes > ALL_PARTS:
-        kept.pop(0).unlink()
+    for other in TRAINED:
+        if half.nbytes + sum(file.stat().st_size for file in folder.glob("features-*.npy")) > ALL_PARTS:
+            for file in folder.glob(f"features-{other}-*.npy"):
+                file.unlink()
     for number, rows in enumerate(np.array_split(half, math.ceil(half.nbytes / PART))):
         save_array(folder / f"features-{name}-{number}.npy", rows)

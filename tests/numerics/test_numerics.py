@@ -5,12 +5,10 @@ On a CPU the networks and batches are small; on a GPU they are those of CIFAR-10
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -22,7 +20,6 @@ from torch import Tensor
 from conr.clustering.kmeans import kmeans_tensors
 from conr.losses.concordance import instance_concordance, symmetrized
 from conr.losses.prototypes import prototype_scattering
-from conr.models.batch_norm import group_batch_norm
 from conr.models.siamese import Outputs, Siamese, to_pixels
 from conr.neighbors.boundary import boundary_ratio, candidates
 from conr.neighbors.conaff import conaff, euclidean
@@ -42,7 +39,6 @@ SPEC = ModelSpec() if ON_GPU else ModelSpec(width=4, hidden=32, dimension=16)
 SIZE = 32 if ON_GPU else 16  # pixels of the images of a step
 SAMPLES = 256 if ON_GPU else 64  # of a batch
 STEP = 32  # images in the step that is compared
-BACKEND = "inductor" if ON_GPU else "eager"  # of torch.compile
 
 
 @contextmanager
@@ -181,63 +177,13 @@ class Tolerance:
 FLOAT32, TF32, BFLOAT16 = Tolerance(1e-3, 0.02), Tolerance(0.03, 0.2), Tolerance(0.15, 0.7)
 
 
-def unchanged(model: Siamese) -> None:
-    """As conr has it."""
-
-
-def channels_first(model: Siamese) -> None:
-    """Convolutions in PyTorch's own order of axes."""
-    model.to(memory_format=torch.contiguous_format)
-
-    def forward(network: Any, images: Tensor) -> Tensor:
-        return network.projector(network.encoder(((images - network.mean) / network.std).contiguous()))
-
-    for network in (model.online, model.target):
-        network.forward = types.MethodType(forward, network)
-
-
-def one_forward(model: Siamese) -> None:
-    """Both views as one batch; batch-norm statistics stay those of each view."""
-    group_batch_norm(model, STEP)
-
-    def forward(first: Tensor, second: Tensor, generator: torch.Generator, noise_std: float = 0.0) -> Outputs:
-        both = torch.cat((first, second))
-        projections = model.online(both)
-        halves = (projections, model.predictor(projections), model.project(both))
-        return Outputs(*(tuple(tensor.chunk(2)) for tensor in halves))
-
-    model.forward = forward
-
-
-def compiled(model: Siamese, **options: Any) -> None:
-    """The networks compiled, each on its own."""
-    torch.compiler.reset()
-    for module in (model.online, model.target, model.predictor):
-        module.compile(backend=BACKEND, dynamic=False, **options)
-
-
-def graphed(model: Siamese) -> None:
-    """The networks compiled into CUDA graphs."""
-    compiled(model, **({"mode": "reduce-overhead"} if BACKEND == "inductor" else {}))
-    forward = model.forward
-
-    def marked(*arguments: Any, **named: Any) -> Outputs:
-        torch.compiler.cudagraph_mark_step_begin()
-        return forward(*arguments, **named)
-
-    model.forward = marked
-
-
-# Number format of the forward pass, tolerance (that of FLOAT32 keeps TF32 out of convolutions), what to do before.
-VARIANTS: dict[str, tuple[torch.dtype, Tolerance, Callable[[Siamese], None]]] = {
-    "float32, no TF32": (torch.float32, FLOAT32, unchanged),
-    "float32, no TF32, both views in one forward": (torch.float32, FLOAT32, one_forward),
-    "float32, no TF32, channels first": (torch.float32, FLOAT32, channels_first),
-    "float32, no TF32, compiled": (torch.float32, FLOAT32, compiled),
-    "float32": (torch.float32, TF32, unchanged),
-    "bfloat16": (torch.bfloat16, BFLOAT16, unchanged),
-    "bfloat16, compiled": (torch.bfloat16, BFLOAT16, compiled),
-    "bfloat16, CUDA graphs": (torch.bfloat16, BFLOAT16, graphed),
+# Number format of the forward pass, tolerance (that of FLOAT32 keeps TF32 out of convolutions), views in one forward.
+VARIANTS: dict[str, tuple[torch.dtype, Tolerance, bool]] = {
+    "float32, no TF32": (torch.float32, FLOAT32, False),
+    "float32, no TF32, both views in one forward": (torch.float32, FLOAT32, True),
+    "float32": (torch.float32, TF32, False),
+    "bfloat16": (torch.bfloat16, BFLOAT16, False),
+    "bfloat16, both views in one forward": (torch.bfloat16, BFLOAT16, True),
 }
 
 
@@ -267,15 +213,12 @@ def exact_step() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_step(name: str, within: Within) -> None:
-    """The third with the same weights: CUDA graphs are warmed up in the first, made in the second, then used."""
-    precision, tolerance, change = VARIANTS[name]
+    precision, tolerance, joined = VARIANTS[name]
     model, images = fresh()
     model.to(DEVICE).to(memory_format=torch.channels_last)
-    change(model)
-    images = images.to(DEVICE)
+    model.join_views(joined)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=tolerance is not FLOAT32):
-        for _ in range(3):
-            found = step(model, images, Compute(DEVICE, precision))
+        found = step(model, images.to(DEVICE), Compute(DEVICE, precision))
     predictions, gradient = map(relative, found, exact_step())
     within("predictions", predictions, tolerance.predictions)
     within("gradient", gradient, tolerance.gradient)

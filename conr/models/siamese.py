@@ -93,6 +93,21 @@ class Outputs:
         return _unit(self.targets)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What a step computes outputs with: the networks as they are, or compiled.
+
+    Attributes:
+        online: (B, 3, H, W) standardized images → (B, D) features F_o(v).
+        predictor: these features → (B, D) predictions.
+        target: standardized images → (B, D) features F_t(v).
+    """
+
+    online: Callable[[Tensor], Tensor]
+    predictor: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor], Tensor]
+
+
 class Siamese(nn.Module):
     """The two networks of BYOL: online (with a predictor) and target, which follows it and takes no gradient.
 
@@ -115,39 +130,54 @@ class Siamese(nn.Module):
         self.shuffles_target = shuffles_target
         self.joins_views = False
 
-    def forward(self, first: Tensor, second: Tensor, generator: torch.Generator, noise_std: float = 0.0) -> Outputs:
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        generator: torch.Generator,
+        noise_std: float = 0.0,
+        networks: Networks | None = None,
+    ) -> Outputs:
         """Features, predictions and targets of two views.
 
         Args:
             first, second: (B, 3, H, W) in [0, 1].
             generator: of the noise and of the target's order.
             noise_std: standard deviation of what is added to the online features before the predictor.
+            networks: another way to compute with `self.networks`.
         """
+        networks = networks or self.networks
         views = self.online.standardize(first), self.online.standardize(second)
-        projections = self._of_both(self.online.features, views)
+        projections = self._of_both(networks.online, views)
         inputs = projections
         if noise_std != 0:
             first_noisy = _with_noise(projections[0], noise_std, generator)
             inputs = first_noisy, _with_noise(projections[1], noise_std, generator)
-        predictions = self._of_both(self.predictor, inputs)
+        predictions = self._of_both(networks.predictor, inputs)
         if not self.moving_average:
             targets = projections[0].detach(), projections[1].detach()
-        elif self.shuffles_target:
-            order = torch.randperm(len(first), device=first.device, generator=generator)
-            shuffled = self._of_both(self._project, (_in_order(views[0], order), _in_order(views[1], order)))
-            targets = _back(shuffled[0], order), _back(shuffled[1], order)
         else:
-            targets = self._of_both(self._project, views)
+            with torch.no_grad():
+                targets = self._targets(networks.target, views, generator)
         return Outputs(projections, predictions, targets)
+
+    @property
+    def networks(self) -> Networks:
+        """The networks as they are."""
+        return Networks(self.online.features, self.predictor, self.target.features)
 
     @torch.no_grad()
     def project(self, images: Tensor) -> Tensor:
         """Target features F_t(v), (B, D), of images (B, 3, H, W) in [0, 1]; no gradient."""
-        return self._project(self.target.standardize(images))
+        features: Tensor = self.target(images)
+        return features
 
-    @torch.no_grad()
-    def _project(self, standardized: Tensor) -> Tensor:
-        return self.target.features(standardized)
+    def _targets(self, target: Callable[[Tensor], Tensor], views: Pair, generator: torch.Generator) -> Pair:
+        if not self.shuffles_target:
+            return self._of_both(target, views)
+        order = torch.randperm(len(views[0]), device=views[0].device, generator=generator)
+        first, second = self._of_both(target, (_in_order(views[0], order), _in_order(views[1], order)))
+        return _back(first, order), _back(second, order)
 
     def _of_both(self, network: Callable[[Tensor], Tensor], views: Pair) -> Pair:
         """What a network makes of both views."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from conr.models.siamese import Siamese
+from conr.training.compiling import Parts, compiled_parts
 from conr.training.execution import Execution
 from conr.training.objective import Objective
 from conr.training.recipe import Recipe
@@ -50,6 +51,10 @@ class TrainingStep:
         self._pixels: Tensor | None = None  # of a batch, if the images are not on the device
         if self.images.device.type != device.type:
             self._pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+        self._parts = Parts(two_views, self.model.networks)
+        if execution.compiled and not self.observer.traces:
+            pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            self._parts = compiled_parts(self.model, recipe, self.compute, pixels)
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._target = list(self.model.target.state_dict().values())
 
@@ -89,9 +94,10 @@ class TrainingStep:
         traced = self.observer.traced
         pixels = self.images[self._indices] if self._pixels is None else self._pixels
         views, own = self.generators
-        first, second = two_views(pixels, self.recipe.views, self.recipe.settings.crop_scale, views, self.observer)
+        crop_scale = self.recipe.settings.crop_scale
+        first, second = self._parts.views(pixels, self.recipe.views, crop_scale, views, self.observer)
         with self.compute.autocast():
-            outputs = self.model(first, second, own, self._noise_std)
+            outputs = self.model(first, second, own, self._noise_std, self._parts.networks)
         traced("outputs", outputs)
         loss = self.objective.loss(outputs, self._indices)
         self.optimizer.zero_grad(set_to_none=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conr import frameworks
 from conr.clustering.kmeans import kmeans_tensors
+from conr.errors import Note
 from conr.frameworks.barlow_twins import redundancy_reduction
 from conr.frameworks.moco import contrastive_loss
 from conr.losses.concordance import instance_concordance
@@ -28,6 +29,7 @@ from conr.parameters.groups import Finetune, Framework, Neighborhood, Pretrain
 from conr.refinement.confidence import group_compactness, high_confidence
 from conr.refinement.group import group_concordance
 from conr.refinement.objective import candidate_fraction, finetune
+from conr.training import compiling
 from conr.training.compute import Compute, clean_features
 from conr.training.execution import Execution
 from conr.training.pretraining import pretrain
@@ -290,6 +292,23 @@ def test_both_views_in_one_forward_pass_give_the_same_up_to_rounding(
 ) -> None:
     execution = Execution(one_forward=True, fused_optimizer=True)
     assert_close(train_both(stage, framework, settings, other, execution))
+
+
+def test_compiled_views_and_networks_give_the_same_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")  # all but the generation of code
+    execution = Execution(compiled=True, one_forward=True, fused_optimizer=True)
+    assert_close(train_both("pretrain", "byol", {}, ("float32", 0), execution))
+
+
+def test_where_compiling_fails_a_note_says_why_and_the_training_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(module: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler\nfor this device")
+
+    monkeypatch.setattr(compiling, "BACKEND", fail)
+    with pytest.warns(Note, match="cannot be compiled, .*no compiler"):
+        found = train_both("pretrain", "byol", {}, ("float32", 0), Execution(compiled=True))
+    state = found.theirs.state_dict()
+    assert [name for name, tensor in found.ours.state_dict().items() if not torch.equal(tensor, state[name])] == []
 
 
 def test_a_cpu_executes_every_operation_by_itself() -> None:

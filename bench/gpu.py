@@ -188,7 +188,7 @@ def look(run: Run, device: Executor, end: float, names: Iterable[str]) -> None:
         try:
             found = device.submit(called, f"gpu_cells.{kind}", run, *filter(None, [variant])).result(timeout=limit)
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            failure = f"{type(error).__name__}: {str(error) or f'{limit:.0f} s'}".splitlines()[0][:300]
             found = {**run.found.get(name, {}), "failed": failure}
         run.keep(name, found)
         run.keep("seconds", {**seconds, name: round(time.monotonic() - started, 1)})

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -217,9 +218,9 @@ def kernels(run: Run, variant: str) -> dict[str, Any]:
     watch, steps = Profiler(profiled), profiled.timed
     images_per_second(run, "pretrain", variant, watch)
     watch.profile.stop()
-    unit = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
-    events = sorted(watch.profile.key_averages(), key=lambda event: getattr(event, unit), reverse=True)
-    rows = [(event.key[:90], event.count / steps, getattr(event, unit) / steps) for event in events]
+    unit = attrgetter("self_device_time_total" if ON_GPU else "self_cpu_time_total")
+    events = sorted(watch.profile.key_averages(), key=unit, reverse=True)
+    rows = [(event.key[:90], event.count / steps, unit(event) / steps) for event in events if unit(event)]
     _, counts, microseconds = zip(*rows, strict=True)
     return {"kernels": sum(counts), "microseconds": sum(microseconds), "slowest": rows[:SHOWN]}
 

@@ -6,9 +6,9 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,19 @@ def case(run: Run) -> Case:
     return Case(PRESET, 16, 40, 120, 1, 2, TOY) if run.toy else Case(PRESET, 32, 256, 60_000, 20, 100)
 
 
+@cache
+def own_parameters(run: Run) -> Parameters:
+    """The preset, or its toy."""
+    return case(run).parameters()
+
+
 def device(run: Run) -> dict[str, Any]:
     """What computes, how fast it multiplies bf16 matrices of random data, and the work for an image."""
     size = 256 if run.toy else 8192
     left, right = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     timer = Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
     with FlopCounterMode(display=False) as counter:
-        fresh_model(case(run).parameters()).eval().project(torch.zeros(1, 3, case(run).size, case(run).size))
+        fresh_model(own_parameters(run)).eval().project(torch.zeros(1, 3, case(run).size, case(run).size))
     return {
         "device": machine(DEVICE),
         "versions": {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version() if ON_GPU else None},
@@ -133,7 +139,7 @@ def some_steps(
     run: Run, stage: str, variant: str, changes: Mapping[str, Any] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """How thirty steps change all weights, and each epoch's loss and share of candidates."""
-    parameters = case(run).parameters().changed({**RISING, "k": case(run).batch, **(changes or {})})
+    parameters = own_parameters(run).changed({**RISING, "k": case(run).batch, **(changes or {})})
     model, start = fresh_model(parameters), run.state / "start.pt"
     images, count = training_images(run), STEPS[run.toy] * case(run).batch
     images = images[:: max(1, len(images) // count)][:count]
@@ -149,7 +155,7 @@ def some_steps(
 
 def images_per_second(run: Run, stage: str, variant: str, watch: Stopwatch | None = None) -> float:
     """Of fresh networks."""
-    parameters = case(run).parameters()
+    parameters = own_parameters(run)
     try:
         observer = watch or Stopwatch(case(run))
         train_stage(stage, fresh_model(parameters), training_images(run), parameters, variant, observer)
@@ -184,13 +190,21 @@ def train_stage(
     labels: NDArray[np.int64] | None = None,
     first_epoch: int = 0,
 ) -> list[Row]:
-    """conr's training, with its steps executed as the variant says; without a checkpoint, nothing is kept."""
-    with TemporaryDirectory() as folder:
-        shared = {"observer": observer, "execution": execution(variant)}
-        shared["checkpoint"] = checkpoint or Checkpoint(Path(folder))
-        if stage == "pretrain":
-            return pretrain(model, images, labels, parameters, **shared)
-        return finetune(model, images, labels, parameters, first_epoch, **shared)
+    """conr's training, with its steps executed as the variant says."""
+    shared = {"observer": observer, "execution": execution(variant), "checkpoint": checkpoint or NoCheckpoint(Path())}
+    if stage == "pretrain":
+        return pretrain(model, images, labels, parameters, **shared)
+    return finetune(model, images, labels, parameters, first_epoch, **shared)
+
+
+class NoCheckpoint(Checkpoint):
+    """Keeps nothing."""
+
+    def load(self) -> None:
+        """There is nothing."""
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
 
 
 def execution(variant: str) -> Execution:
@@ -262,7 +276,7 @@ def scheduled(run: Run, name: str) -> Parameters:
     changes |= {"optimizer.warmup_epochs": max(1, round(total / 20)), "optimizer.target_momentum": 1 - 4 / total}
     if name == "InC":
         changes |= {"neighborhood.neighbors": "none", "boundary.filter": "none"}
-    return case(run).parameters().changed(changes)
+    return own_parameters(run).changed(changes)
 
 
 def score(run: Run, name: str) -> None:
@@ -272,7 +286,7 @@ def score(run: Run, name: str) -> None:
         return
     features, store = np.load(run.state / f"features-{name}.npy"), open_store(Workspace.at(run.state).store)
     keep_features(run.out, name, features)
-    parameters, first = case(run).parameters(), None
+    parameters, first = own_parameters(run), None
     for method in ("kmeans", "graph"):
         started = time.monotonic()
         result = evaluate_store(features, store, parameters, parameters.seed, method, start=first)

@@ -50,7 +50,7 @@ bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit CO
 stress: $(READY)  ## Kills, full disks, damaged files and two of everything at once; an hour, run it again to resume
 	@python bench/stress.py $(ARGS)
 
-bench-gpu:  ## On a GPU: speed, costs, parts and levers of the step (docs/gpu.md); run it again to resume
+bench-gpu:  ## On a GPU: numerics, speed, kernels, then CIFAR-10 (docs/gpu.md): ARGS='--archive FILE --seconds 3600'
 
 $(BENCHMARKS:%=bench-%): bench-%: $(READY)
 	@echo "== bench/$(subst -,_,$*).py"

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from conr import frameworks
+from conr.parameters.sharing import Processes
 
 if TYPE_CHECKING:
     FrameworkName = str
@@ -17,7 +18,6 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]  # so that a slip of the finger does not run for ever
 
-MOST_PROCESSES = 4096
 SCRATCH, WEIGHTS = "scratch", "weights:"  # values of network.backbone
 
 
@@ -230,15 +230,6 @@ class Optimizer(Group):
         return self
 
 
-def _number_or_auto(value: object) -> object:
-    """What is written for a number of processes, if it can be."""
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_PROCESSES):
-        return value
-    raise PydanticCustomError("processes", "auto or a number of at least 1")
-
-
 class Training(Group):
     """How both training stages are executed."""
 
@@ -247,7 +238,7 @@ class Training(Group):
         description="auto: on a GPU views and networks are compiled, and a step is recorded as a CUDA graph and "
         "replayed, where that works; off: every operation is launched by itself",
     )
-    processes: Annotated[int | str, BeforeValidator(_number_or_auto)] = Field(
+    processes: Processes = Field(
         default="auto",
         description="Processes that share each batch, one per GPU; results are equal up to rounding. auto: as many "
         "GPUs as can share it equally, 1 on a CPU; under torchrun all of its processes",

@@ -30,7 +30,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from conr.errors import Note, UserError
 from conr.models.world import World
 from conr.observer import SILENT, Observer
-from conr.parameters.stages import cannot_share, sharing
+from conr.parameters.sharing import cannot_share, sharing
 from conr.processes import end_with_parent, no_interrupt, outer_rank, outer_size
 
 RESTARTS = 3  # of all processes, after one was killed or lost another

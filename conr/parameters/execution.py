@@ -42,3 +42,25 @@ class Training(Group):
         "is fastest beside other work, and keeps to it when resumed; where OMP_NUM_THREADS is set, that",
         examples=["auto", "N"],
     )
+
+
+def sharing(batch_size: int, group: int) -> list[int]:
+    """The numbers of processes that can share a batch equally, so that no group of samples is divided.
+
+    Args:
+        batch_size: of all processes.
+        group: samples that share batch-norm statistics; 0 for the whole batch, by messages between the processes.
+    """
+    return [number for number in range(1, batch_size + 1) if number == 1 or batch_size % (number * max(group, 1)) == 0]
+
+
+def cannot_share(processes: int, stage: str, batch_size: int, group: int) -> str | None:
+    """Why so many processes cannot share the batches of a stage, or None if they can."""
+    possible = sharing(batch_size, group)
+    if processes in possible:
+        return None
+    groups = f" in groups of network.bn_group = {group}" if group else ""
+    return (
+        f"training.processes = {processes} cannot share {stage}.batch_size = {batch_size} equally{groups}; use auto, "
+        f"or one of {', '.join(map(str, possible))}"
+    )

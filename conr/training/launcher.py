@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, ParamSpec, TypeVar
 
-import faiss
 import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -30,7 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from conr.errors import Note, UserError
 from conr.models.world import World
 from conr.observer import SILENT, Observer
-from conr.parameters.stages import cannot_share, sharing
+from conr.parameters.execution import cannot_share, sharing
 from conr.processes import end_with_parent, no_interrupt, outer_rank, outer_size
 
 RESTARTS = 3  # of all processes, after one was killed or lost another
@@ -235,6 +234,8 @@ class _Sender(Observer):
 def _work(job: Job[Any], threads: int, events: Connection) -> None:
     """What each process does that is started here."""
     end_with_parent()
+    import faiss
+
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
     try:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import faiss
 import torch
 from pydantic import BaseModel, Field
 from torch import nn
@@ -107,5 +106,7 @@ class _Work:
 
 
 def _use(threads: int) -> None:
+    import faiss
+
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)

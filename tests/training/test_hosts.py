@@ -90,6 +90,7 @@ def host(name: str, rank: int, folder: Path) -> None:
         min_nodes=2,
         max_nodes=2,
         nproc_per_node=1,
+        run_id="together",
         rdzv_backend="static",
         rdzv_endpoint=f"{ADDRESSES[0]}:{PORT}",
         rdzv_configs={"rank": rank, "timeout": 60},

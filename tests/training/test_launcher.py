@@ -139,3 +139,34 @@ def test_torchrun_settles_how_many_there_are(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert choose_processes("auto", GPU, "pretrain", 8, 0) == choose_processes(4, CPU, "pretrain", 8, 0) == 4
+
+
+def goes_on_until_it_is_stopped(folder: Path, observer: Observer) -> None:
+    (folder / f"process {World.current().rank}").write_text(str(os.getpid()))
+    signal.pause()
+
+
+def is_told_to_stop(folder: Path) -> None:
+    """A command that Ctrl-C stops."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    launcher.START_METHOD = "forkserver"
+    try:
+        train_together(partial(goes_on_until_it_is_stopped, folder), 2, SILENT)
+    except KeyboardInterrupt:
+        (folder / "stopped").touch()
+
+
+@pytest.mark.usefixtures("peers")
+def test_ctrl_c_stops_all(tmp_path: Path) -> None:
+    command = multiprocessing.get_context("forkserver").Process(target=is_told_to_stop, args=(tmp_path,))
+    command.start()
+    while len(list(tmp_path.glob("process *"))) < 2:
+        command.join(timeout=0.05)
+        assert command.exitcode is None
+    assert command.pid is not None
+    os.kill(command.pid, signal.SIGINT)
+    command.join(timeout=60)
+    assert (command.exitcode, (tmp_path / "stopped").exists()) == (0, True)
+    for path in tmp_path.glob("process *"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.read_text()), 0)

@@ -96,5 +96,9 @@ def test_importing_conr_loads_neither_torch_nor_numpy() -> None:
     assert not loaded("import conr") & {"torch", "numpy", "scipy", "sklearn", "pydantic", "faiss", "onnxruntime"}
 
 
+def test_the_training_loop_loads_no_faiss() -> None:
+    assert "faiss" not in loaded("import conr.training.loop")
+
+
 def test_looking_up_parameters_loads_no_torch() -> None:
     assert not loaded("import conr; conr.load_preset('digits'); conr.Workspace; conr.ConAff") & {"torch", "sklearn"}

@@ -85,15 +85,15 @@ def lowest(ratio: Tensor, count: int | Tensor) -> Tensor:
     """The samples with the smallest boundary ratio.
 
     Args:
-        ratio: (B,) boundary ratios.
-        count: how many samples; () int64 where it changes and must not be read on the host.
+        ratio: (…, B) boundary ratios, of one batch or several.
+        count: how many samples of a batch; () int64 where it changes and must not be read on the host.
 
     Returns:
-        (B,) bool, `count` of them true; equal ratios are settled by the lower index.
+        (…, B) bool, `count` of each batch true; equal ratios are settled by the lower index.
     """
     order = ratio.argsort(stable=True)
-    first = torch.arange(len(ratio), device=ratio.device) < count
-    return torch.zeros_like(ratio, dtype=torch.bool).scatter_(0, order, first)
+    first = (torch.arange(ratio.shape[-1], device=ratio.device) < count).expand_as(order)
+    return torch.zeros_like(ratio, dtype=torch.bool).scatter_(-1, order, first)
 
 
 def relaxed_fraction(start: float, epoch: int, first: int, last: int) -> float:

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conr.losses.concordance import check_shapes, symmetrized
+from conr.losses.concordance import check_shapes
 from conr.neighbors.boundary import boundary_ratio, candidate_count, lowest
 from conr.neighbors.purity import purity_by_rank
 from conr.training.terms import Batch, Term
 
-Search = Callable[[Tensor], Tensor]  # (B, D) unit features → (B, k) int64 neighbors in the batch
+Search = Callable[[Tensor], Tensor]  # (V, B, D) unit features of V batches → (V, B, k) int64 neighbors in each batch
 
 
 def group_concordance(
@@ -95,23 +95,24 @@ class GroupTerm(Term):
         self._counts.zero_()
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Both directions."""
+        """Both directions: from view 1 to view 2, and back."""
         assert batch.centroids is not None
-        centroids, traced = batch.centroids, batch.observer.traced
-
-        def one_direction(prediction: Tensor, target: Tensor) -> Tensor:
-            neighbors = self.search(target)
-            traced("neighbors", neighbors)
-            ratio = boundary_ratio(target, batch.pseudo_labels, centroids)
-            traced("boundary ratio", ratio)
-            kept = lowest(ratio, self._kept)
-            traced("candidates", kept)
-            self._count(neighbors, kept, batch.indices)
-            loss = group_concordance(prediction, target, neighbors, kept, self.divisor)
+        outputs, traced = batch.outputs, batch.observer.traced
+        targets = torch.stack(outputs.unit_targets[::-1])
+        neighbors = self.search(targets)
+        labels = batch.pseudo_labels.repeat(2)
+        ratio = boundary_ratio(targets.flatten(0, 1), labels, batch.centroids).view(2, -1)
+        kept = lowest(ratio, self._kept)
+        self._count(neighbors, kept, batch.indices)
+        losses = []
+        for view, prediction in enumerate(outputs.unit_predictions):
+            traced("neighbors", neighbors[view])
+            traced("boundary ratio", ratio[view])
+            traced("candidates", kept[view])
+            loss = group_concordance(prediction, targets[view], neighbors[view], kept[view], self.divisor)
             traced("one direction", loss)
-            return loss
-
-        return symmetrized(one_direction, batch.outputs.unit_predictions, batch.outputs.unit_targets)
+            losses.append(loss)
+        return losses[0] + losses[1]
 
     def row(self) -> dict[str, float | None]:
         """The mean share of candidates, and the mean purity of the neighbors if there are labels."""
@@ -122,10 +123,14 @@ class GroupTerm(Term):
         return row
 
     def _count(self, neighbors: Tensor, kept: Tensor, indices: Tensor) -> None:
-        """Add a direction to the epoch's means."""
-        self._counts[0] += 1
-        self._counts[1] += kept.float().mean()
-        if self.labels is not None:
-            purity = purity_by_rank(self.labels[indices], neighbors)[:, -1]
-            self._counts[2] += purity.isfinite().sum()
-            self._counts[3] += purity.nansum()
+        """Add both directions to the epoch's means."""
+        shares = kept.float().mean(1)
+        counts = [torch.ones_like(shares), shares]
+        if self.labels is None:
+            counts += [torch.zeros_like(shares)] * 2
+        else:
+            queries = torch.arange(len(indices), device=indices.device).repeat(2)
+            purity = purity_by_rank(self.labels[indices], neighbors.flatten(0, 1), queries)[:, -1].view(2, -1)
+            counts += [purity.isfinite().sum(1), purity.nansum(1)]
+        for direction in torch.stack([count.double() for count in counts], dim=1):
+            self._counts += direction

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from conr.models.siamese import Siamese
 from conr.models.world import World
+from conr.training.compiling import Parts, compiled_parts
 from conr.training.execution import Execution
 from conr.training.objective import Objective
 from conr.training.recipe import Recipe
@@ -42,6 +43,7 @@ class TrainingStep:
         self.model, self.images, self.compute = context.model, context.images, context.compute
         self.observer = context.observer
         device = self.compute.device
+        self.model.join_views(execution.one_forward)
         self.optimizer = _optimizer(self.model, recipe, execution)
         self.learning_rates = recipe.learning_rates(0)
         self.loss_sum = torch.zeros((), device=device)
@@ -56,6 +58,10 @@ class TrainingStep:
             self._pixels = torch.zeros(
                 size // self._world.size, *self.images.shape[1:], dtype=torch.uint8, device=device
             )
+        self._parts = Parts(two_views, self.model.networks)
+        if execution.compiled and not self.observer.traces:
+            pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            self._parts = compiled_parts(self.model, recipe, self.compute, self._world.rows(pixels))
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._target_weight = torch.zeros((), dtype=self._trained[0].dtype, device=device)  # of the online network
         self._target = list(self.model.target.state_dict().values())
@@ -96,9 +102,10 @@ class TrainingStep:
         traced = self.observer.traced
         pixels = self.images[self._world.rows(self._indices)] if self._pixels is None else self._pixels
         views, own = self.generators
-        first, second = two_views(pixels, self.recipe.views, self.recipe.settings.crop_scale, views, self.observer)
+        crop_scale = self.recipe.settings.crop_scale
+        first, second = self._parts.views(pixels, self.recipe.views, crop_scale, views, self.observer)
         with self.compute.autocast():
-            outputs = self.model(first, second, own, self._noise_std)
+            outputs = self.model(first, second, own, self._noise_std, self._parts.networks)
         traced("outputs", outputs)
         loss = self.objective.loss(outputs, self._indices)
         self.optimizer.zero_grad(set_to_none=True)

@@ -26,7 +26,7 @@ from conr.training.recipe import Recipe
 
 GPU = torch.device("cuda")
 BATCH, STEPS, CLUSTERS = 8, 2, 4
-EXECUTION = Execution(fused_optimizer=True)
+EXECUTION = Execution(one_forward=True, fused_optimizer=True)
 SHARED: dict[str, Any] = {"optimizer": Optimizer(warmup_epochs=0), "views": Views(rotation=10.0)}
 GROUP_TERMS = {"instance": 0.5, "scattering": 0.1, "boost": 0.1, "boost_neighbors": 2}
 

@@ -44,7 +44,7 @@ def train(stage: str, framework: str, graph: bool, observer: Observer = SILENT) 
         "framework": Framework(name=framework, queue=40),
     }
     own: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, **EVERYTHING[stage]}
-    execution = Execution(graph=graph, fused_optimizer=True)
+    execution = Execution(graph=graph, one_forward=True, fused_optimizer=True)
     if stage == "pretrain":
         parameters = PretrainStage(**shared, pretrain=Pretrain(**own))
         return model, pretrain(model, IMAGES, LABELS, parameters, Unsaved(), observer, execution)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conr import frameworks
 from conr.clustering.kmeans import kmeans_tensors
+from conr.errors import Note
 from conr.frameworks.barlow_twins import redundancy_reduction
 from conr.frameworks.moco import contrastive_loss
 from conr.losses.concordance import instance_concordance
@@ -28,6 +29,7 @@ from conr.parameters.groups import Finetune, Framework, Neighborhood, Pretrain
 from conr.refinement.confidence import group_compactness, high_confidence
 from conr.refinement.group import group_concordance
 from conr.refinement.objective import candidate_fraction, finetune
+from conr.training import compiling
 from conr.training.compute import Compute, clean_features
 from conr.training.execution import Execution
 from conr.training.pretraining import pretrain
@@ -241,22 +243,72 @@ CASES: list[tuple[str, str, dict[str, Any], tuple[str, int]]] = [
 IDS = [" ".join(map(str, (stage, framework, *settings, *other))) for stage, framework, settings, other in CASES]
 
 
-@pytest.mark.parametrize(("stage", "framework", "settings", "other"), CASES, ids=IDS)
-def test_weights_and_log_are_those_of_the_loop_that_is_written_out(
-    stage: str, framework: str, settings: dict[str, Any], other: tuple[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """The networks and the log of our training and of the reference's."""
+
+    ours: Siamese
+    theirs: Siamese
+    log: list[dict[str, Any]]
+    expected: list[dict[str, float]]
+
+
+def train_both(stage: str, framework: str, settings: Any, other: tuple[str, int], execution: Execution) -> Trained:
     precision, bn_group = other
-    monkeypatch.setitem(resnet.BLOCKS_PER_STAGE, "resnet18", (1, 1, 1, 1))  # for speed: there are many runs
     parameters = parameters_of(stage, framework, precision, settings)
-    ours, theirs = (small_spec(framework=framework, bn_group=bn_group).build(seed=0) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resnet.BLOCKS_PER_STAGE, "resnet18", (1, 1, 1, 1))  # for speed: there are many runs
+        ours, theirs = (small_spec(framework=framework, bn_group=bn_group).build(seed=0) for _ in range(2))
     for model in (ours, theirs):
         model.to(memory_format=torch.channels_last)
-    log = train(stage, parameters, ours, PLAIN)
-    expected = Reference(theirs, parameters, Compute.choose("cpu", precision)).train()
-    for row, columns in zip(log, expected, strict=True):
+    log = train(stage, parameters, ours, execution)
+    return Trained(ours, theirs, log, Reference(theirs, parameters, Compute.choose("cpu", precision)).train())
+
+
+@pytest.mark.parametrize(("stage", "framework", "settings", "other"), CASES, ids=IDS)
+def test_weights_and_log_are_those_of_the_loop_that_is_written_out(
+    stage: str, framework: str, settings: dict[str, Any], other: tuple[str, int]
+) -> None:
+    found = train_both(stage, framework, settings, other, PLAIN)
+    for row, columns in zip(found.log, found.expected, strict=True):
         assert {name: row[name] for name in columns} == columns
-    state = theirs.state_dict()
-    assert [name for name, tensor in ours.state_dict().items() if not torch.equal(tensor, state[name])] == []
+    state = found.theirs.state_dict()
+    assert [name for name, tensor in found.ours.state_dict().items() if not torch.equal(tensor, state[name])] == []
+
+
+def assert_close(found: Trained) -> None:
+    """The same up to rounding in float32."""
+    for row, columns in zip(found.log, found.expected, strict=True):
+        assert {name: row[name] for name in columns} == pytest.approx(columns, rel=1e-5, abs=1e-5)
+    torch.testing.assert_close(found.ours.state_dict(), found.theirs.state_dict(), rtol=1e-5, atol=1e-5)
+
+
+# Rounding in bfloat16 is far from 1e-5.
+@pytest.mark.parametrize(
+    ("stage", "framework", "settings", "other"), [case for case in CASES if case[3][0] == "float32"]
+)
+def test_both_views_in_one_forward_pass_give_the_same_up_to_rounding(
+    stage: str, framework: str, settings: dict[str, Any], other: tuple[str, int]
+) -> None:
+    execution = Execution(one_forward=True, fused_optimizer=True)
+    assert_close(train_both(stage, framework, settings, other, execution))
+
+
+def test_compiled_views_and_networks_give_the_same_up_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")  # all but the generation of code
+    execution = Execution(compiled=True, one_forward=True, fused_optimizer=True)
+    assert_close(train_both("pretrain", "byol", {}, ("float32", 0), execution))
+
+
+def test_where_compiling_fails_a_note_says_why_and_the_training_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(module: Any, inputs: Any) -> Any:
+        raise RuntimeError("no compiler\nfor this device")
+
+    monkeypatch.setattr(compiling, "BACKEND", fail)
+    with pytest.warns(Note, match="cannot be compiled, .*no compiler"):
+        found = train_both("pretrain", "byol", {}, ("float32", 0), Execution(compiled=True))
+    state = found.theirs.state_dict()
+    assert [name for name, tensor in found.ours.state_dict().items() if not torch.equal(tensor, state[name])] == []
 
 
 def test_a_cpu_executes_every_operation_by_itself() -> None:

@@ -1,4 +1,4 @@
-"""Batch normalization by the statistics of each view in a batch, of groups of samples, or of several processes."""
+"""Batch normalization by statistics of each view in a batch, of groups of samples, or of several processes' samples."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,33 +11,7 @@ from torch import Tensor, nn
 from conr.models.world import World
 
 
-class _Replacement(nn.modules.batchnorm._BatchNorm):
-    """A layer in the place of another.
-
-    Args:
-        plain: the layer to replace; its parameters and buffers are shared.
-    """
-
-    def __init__(self, plain: nn.modules.batchnorm._BatchNorm) -> None:
-        settings = plain.eps, plain.momentum, plain.affine, plain.track_running_stats
-        super().__init__(plain.num_features, *settings, device="meta")
-        self.weight, self.bias = plain.weight, plain.bias
-        for name, buffer in plain.named_buffers():
-            self.register_buffer(name, buffer)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        """Accept any input: the layer that this one replaces was made for it."""
-
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Update the running statistics, as plain batch normalization, with (C,) mean and unbiased variance."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance, self.momentum)
-
-
-class SeparateBatchNorm(_Replacement):
+class SeparateBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization of batches that hold several views; in training each view has statistics of its own.
 
     Running statistics are updated by one view after the other.
@@ -50,7 +24,11 @@ class SeparateBatchNorm(_Replacement):
     """
 
     def __init__(self, plain: nn.modules.batchnorm._BatchNorm) -> None:
-        super().__init__(plain)
+        settings = plain.eps, plain.momentum, plain.affine, plain.track_running_stats
+        super().__init__(plain.num_features, *settings, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+        for name, buffer in plain.named_buffers():
+            self.register_buffer(name, buffer)
         self.views = 1
 
     def forward(self, input: Tensor) -> Tensor:
@@ -73,6 +51,17 @@ class SeparateBatchNorm(_Replacement):
             part, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
         )
 
+    def track(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics, as plain batch normalization, with (C,) mean and unbiased variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Accept any input: the layer that this one replaces was made for it."""
+
 
 class GroupedBatchNorm(SeparateBatchNorm):
     """Batch normalization whose statistics in training are those of groups of samples, as on one of several GPUs.
@@ -82,52 +71,51 @@ class GroupedBatchNorm(SeparateBatchNorm):
 
     Args:
         plain: the layer to replace; its parameters and buffers are shared.
-        group: samples that share statistics, in the order of the batch; those of a group are in one process.
+        group: samples that share statistics, in the order of a view; those of a group are in one process.
     """
 
     def __init__(self, plain: nn.modules.batchnorm._BatchNorm, group: int) -> None:
         super().__init__(plain)
         self.group = group
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize (B, C) or (B, C, H, W), of several processes this one's rows of one view."""
-        world = World.current()
-        if not self.training or world.size == 1:
-            return super().forward(input)
-        parts = self.split(input)
-        own = input.new_zeros(len(parts), 2, self.num_features, dtype=_wide(input).dtype)
-        normalized = [  # a momentum of 1 leaves the statistics of the group
-            F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
-            for part, (mean, variance) in zip(parts, own, strict=True)
-        ]
-        for mean, variance in world.gather(own):
-            self._track(mean, variance)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked += len(parts) * world.size
-        return torch.cat(normalized)
-
     def split(self, view: Tensor) -> Sequence[Tensor]:
         """The groups of a view."""
         return torch.split(view, self.group)
-
-
-class SynchronizedBatchNorm(_Replacement):
-    """Batch normalization by the statistics of the samples of all processes, which have equally many each.
-
-    PyTorch's own (`torch.nn.SyncBatchNorm`) is for GPUs only.
-    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize this process's rows of (B, C) or (B, C, H, W)."""
         world = World.current()
         if not self.training or world.size == 1:
             return super().forward(input)
-        normalized, mean, variance = _Synchronized.apply(input, self.weight, self.bias, self.eps, world)
+        parts = [part for view in input.chunk(self.views) for part in self.split(view)]
+        own = input.new_zeros(len(parts), 2, self.num_features, dtype=_wide(input).dtype)
+        normalized = [  # a momentum of 1 leaves the statistics of the group
+            F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+            for part, (mean, variance) in zip(parts, own, strict=True)
+        ]
+        for of_view in world.gather(own.view(1, self.views, -1, 2, self.num_features)).unbind(1):
+            for mean, variance in of_view.flatten(0, 1):
+                self.track(mean, variance)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += len(parts) * world.size
+        return torch.cat(normalized)
+
+
+class SynchronizedBatchNorm(SeparateBatchNorm):
+    """Batch normalization by the statistics of the samples of all processes, which have equally many each.
+
+    PyTorch's own (`torch.nn.SyncBatchNorm`) is for GPUs only.
+    """
+
+    def normalize(self, part: Tensor) -> Tensor:
+        """Normalize this process's samples, and update the running statistics."""
+        world = World.current()
+        if world.size == 1:
+            return super().normalize(part)
+        normalized, mean, variance = _Synchronized.apply(part, self.weight, self.bias, self.eps, world)
         with torch.no_grad():
-            count = world.size * input.numel() // self.num_features
-            self._track(mean, variance * (count / (count - 1)))
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
+            count = world.size * part.numel() // self.num_features
+            self.track(mean, variance * (count / (count - 1)))
         return normalized  # type: ignore[no-any-return]
 
 
@@ -184,7 +172,7 @@ def group_batch_norm(module: nn.Module, group: int) -> None:
 def synchronize_batch_norm(module: nn.Module, device: torch.device) -> None:
     """Have every batch normalization inside a module, but grouped ones, use the statistics of all processes.
 
-    In place; PyTorch's own layers, which are fused, on a GPU.
+    In place, before `separate_views`. On a GPU with PyTorch's own layers, which are fused; a batch is one view then.
     """
     on_gpu = device.type == "cuda"
     _replace(module, nn.SyncBatchNorm.convert_sync_batchnorm if on_gpu else SynchronizedBatchNorm)
@@ -194,7 +182,7 @@ def _replace(module: nn.Module, replacement: Callable[[nn.modules.batchnorm._Bat
     """Put replacements in the places of all plain layers of batch normalization."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            if not isinstance(child, GroupedBatchNorm):
+            if not isinstance(child, SeparateBatchNorm):
                 setattr(module, name, replacement(child))
         else:
             _replace(child, replacement)
@@ -202,12 +190,14 @@ def _replace(module: nn.Module, replacement: Callable[[nn.modules.batchnorm._Bat
 
 def separate_views(module: nn.Module, views: int) -> None:
     """Say how many views a batch holds in training, for every batch normalization inside a module; in place."""
-    for name, child in module.named_children():
+    for child in module.modules():
         if isinstance(child, SeparateBatchNorm):
             child.views = views
-        elif not isinstance(child, nn.modules.batchnorm._BatchNorm):
-            separate_views(child, views)
-        elif views > 1:
-            replacement = SeparateBatchNorm(child)
-            replacement.views = views
-            setattr(module, name, replacement)
+    if views > 1:
+        _replace(module, lambda plain: _of_views(plain, views))
+
+
+def _of_views(plain: nn.modules.batchnorm._BatchNorm, views: int) -> SeparateBatchNorm:
+    replacement = SeparateBatchNorm(plain)
+    replacement.views = views
+    return replacement

@@ -151,8 +151,9 @@ class Siamese(nn.Module):
             noise_std: standard deviation of what is added to the online features before the predictor.
             networks: another way to compute with `self.networks`.
         """
-        networks, world = networks or self.networks, World.current()
+        networks = networks or self.networks
         views = self.online.standardize(first), self.online.standardize(second)
+        world = World.current()
         projections = self._of_both(networks.online, views)
         inputs = projections
         if noise_std != 0:
@@ -224,12 +225,12 @@ def _unit(pair: Pair) -> Pair:
 
 
 def _in_order(images: Tensor, order: Tensor, world: World) -> Tensor:
-    """This process's rows of a batch in another order."""
+    """This process's rows, after those of all are put in an order."""
     return world.rows(world.gather(images)[order]).contiguous(memory_format=torch.channels_last)
 
 
 def _back(features: Tensor, order: Tensor, world: World) -> Tensor:
-    """This process's rows after undoing an order of the batch."""
+    """Undo an order of the rows."""
     features = world.gather(features)
     return world.rows(torch.empty_like(features).index_copy_(0, order, features))
 

@@ -39,9 +39,6 @@ class TrainingStep:
 
     def __init__(self, objective: Objective, recipe: Recipe, execution: Execution) -> None:
         context, size = objective.context, recipe.settings.batch_size
-        self._world = World.current()
-        if self._world.size > 1 and (execution.graph or execution.compiled or execution.one_forward):
-            raise ValueError(f"several processes can fuse the optimizer only, not {execution}")
         self.objective, self.recipe = objective, recipe
         self.model, self.images, self.compute = context.model, context.images, context.compute
         self.observer = context.observer
@@ -55,14 +52,16 @@ class TrainingStep:
         self._rates = [torch.zeros((), device=device) for _ in self.learning_rates]
         self._bind_rates()
         self._indices = torch.zeros(size, dtype=torch.int64, device=device)
-        shape = self.images.shape[1:]
+        self._world = World.current()
         self._pixels: Tensor | None = None  # of this process's rows, if the images are not on the device
         if self.images.device.type != device.type:
-            self._pixels = torch.zeros(size // self._world.size, *shape, dtype=torch.uint8, device=device)
+            self._pixels = torch.zeros(
+                size // self._world.size, *self.images.shape[1:], dtype=torch.uint8, device=device
+            )
         self._parts = Parts(two_views, self.model.networks)
         if execution.compiled and not self.observer.traces:
-            pixels = torch.zeros(size, *shape, dtype=torch.uint8, device=device)
-            self._parts = compiled_parts(self.model, recipe, self.compute, pixels)
+            pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
+            self._parts = compiled_parts(self.model, recipe, self.compute, self._world.rows(pixels))
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._target_weight = torch.zeros((), dtype=self._trained[0].dtype, device=device)  # of the online network
         self._target = list(self.model.target.state_dict().values())

@@ -30,11 +30,11 @@ def start_conr(
     return process
 
 
-def run_conr(folder: Path, *arguments: str) -> CompletedProcess[str]:
-    """Run `conr` in a folder."""
+def run_conr(folder: Path, *arguments: str, main: Callable[[], object] = cli.main) -> CompletedProcess[str]:
+    """Run `conr`, or another main function, in a folder."""
     with TemporaryDirectory() as texts:
         output, errors = Path(texts, "output"), Path(texts, "errors")
-        process = start_conr(folder, *arguments, output=output, errors=errors)
+        process = start_conr(folder, *arguments, output=output, errors=errors, main=main)
         process.join(timeout=300)
         assert process.exitcode is not None, f"conr {' '.join(arguments)} does not end"
         return CompletedProcess(["conr", *arguments], process.exitcode, output.read_text(), errors.read_text())

@@ -135,12 +135,12 @@ class _Inner(Observer):
             pretrain(self.inner, self.parameters)
 
 
-def test_equal_trainings_with_one_scratch_space_do_not_disturb_each_other(packed: Workspace, tmp_path: Path) -> None:
+def test_equal_trainings_with_one_scratch_space_do_not_disturb_each_other(tmp_path: Path) -> None:
     """As `dvc queue start --jobs 2` runs experiments that share their pretraining."""
     parameters = PretrainStage.of(tiny({"pretrain.epochs": 3}))
     first, second = (Workspace(tmp_path / name, tmp_path / "scratch") for name in ("first", "second"))
-    for workspace in (first, second):
-        workspace.borrow(packed, "artifacts/store")
+    run_stages(first, tiny({"prepare.imbalance": 60.0}), "prepare")
+    second.borrow(first, "artifacts/store")
     logs = pretrain(first, parameters, _Inner(second, parameters))
     assert len(logs) == 3
     assert first.pretrained.weights.read_bytes() == second.pretrained.weights.read_bytes()

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -28,6 +29,28 @@ def start_conr(
     process = CONTEXT.Process(target=_conr, args=given)
     process.start()
     return process
+
+
+def start_with_pipe(folder: Path, *arguments: str, main: Callable[[], object] = cli.main) -> tuple[BaseProcess, int]:
+    """A command, and the end of the pipe that it and all of its processes write errors to."""
+    os.mkfifo(folder / "errors")
+    errors = os.open(folder / "errors", os.O_RDONLY | os.O_NONBLOCK)
+    return start_conr(folder, *arguments, output=folder / "output", errors=folder / "errors", main=main), errors
+
+
+def stop_all(command: BaseProcess, errors: int, number: signal.Signals) -> str:
+    """Stop a command, and only it; return what it wrote to standard error when all of its processes have ended."""
+    assert command.pid is not None
+    try:
+        os.kill(command.pid, number)
+        os.set_blocking(errors, True)
+        with os.fdopen(errors) as pipe:
+            written = pipe.read()  # until the last process that holds the pipe has ended
+        command.join(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+    return written
 
 
 def run_conr(folder: Path, *arguments: str, main: Callable[[], object] = cli.main) -> CompletedProcess[str]:
@@ -55,6 +78,7 @@ def _conr(
     for name, number, file in (("stdout", 1, output), ("stderr", 2, errors)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         setattr(sys, name, os.fdopen(number, "w", 1, closefd=False))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a shell's background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and under nohup
     sys.argv = ["conr", *arguments]
     main()

@@ -45,7 +45,7 @@ CHANGES = {
     "seeds": [],
 }
 NOTES = (
-    "Timed with one process: several (training.processes) are faster.",
+    "Timed with one process, whatever training.processes says.",
     "Timed with fresh networks: on the features of trained ones k-means may take more iterations, or fewer.",
     "extract and evaluate come on top: extract embeds all images once with pretrain's weights and once per seed.",
 )

@@ -2,6 +2,7 @@
 
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -359,15 +360,15 @@ def test_an_estimate_of_the_digits_is_within_a_quarter_of_what_they_take(
     clock = SimpleNamespace(perf_counter=time.process_time, time=time.time)
     for module in (estimating, loop):
         monkeypatch.setattr(module, "time", clock)
-    changes = {"device": "cpu", "network.width": 8, "pretrain.epochs": 1, "finetune.epochs": 1}  # a quarter of the work
+    changes = {"device": "cpu", "network.width": 8, "pretrain.epochs": 3, "finetune.epochs": 3}  # a quarter of the work
     parameters = load_preset("digits").changed(changes)
     for stage in STAGES:
-        estimated, taken = [], []
+        ratios = []
         for attempt in range(3):
             trials = tmp_path / f"estimate {attempt}"
             cost = try_out(stage, packed, parameters, trials, SILENT, time.time())
             assert all(len(open_store(store).images) < IMAGES for store in trials.glob("*/artifacts/store"))
-            estimated.append(replace(cost, start_up=0.0).seconds)
-            taken.append(seconds_of(stage, parameters, packed, tmp_path / f"{stage} {attempt}"))
-        # What else computes on the same core takes its share of the caches: the least of several is what it takes.
-        assert min(estimated) == pytest.approx(min(taken), rel=0.25), f"{stage}: {estimated}, {taken}"
+            taken = seconds_of(stage, parameters, packed, tmp_path / f"{stage} {attempt}")
+            ratios.append(replace(cost, start_up=0.0).seconds / taken)
+        # The speed of a core changes from one minute to the next: what is compared was measured at one time.
+        assert statistics.median(ratios) == pytest.approx(1, rel=0.25), f"{stage}: {ratios}"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from conr.embedding.engines.settings import Engine
 from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import cluster_folder
@@ -13,6 +14,8 @@ from conr.pipeline.reproduce import reproduce
 from conr.pipeline.workspace import Workspace
 from conr.processes import cores
 from conr.text import printable
+
+from .engines import engine_variables
 
 RESUME = "run the same command to resume"
 
@@ -25,13 +28,14 @@ def cluster(
     backbone: str | None,
     refine: bool,
     labels: str | None,
+    engine: Engine,
     observer: Observer,
 ) -> str:
     """Plan, say what will be done, and run all stages; returns the summary."""
     plan = cluster_folder.plan(folder, clusters, output, backbone, refine, labels)
     typer.echo(printable(announcement(plan), keep="\n"))
     cluster_folder.prepare_project(plan, backbone)
-    code = reproduce(plan.project)
+    code = reproduce(plan.project, engine_variables(engine))
     if code:
         cluster_folder.remove_unused(plan)
         raise typer.Exit(code)

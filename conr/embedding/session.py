@@ -93,6 +93,25 @@ def properties(session: onnxruntime.InferenceSession) -> Properties:
     return Properties.model_validate_json(session.get_modelmeta().custom_metadata_map.get("conr", "{}"))
 
 
+def batch_size(session: onnxruntime.InferenceSession, image_size: int) -> int:
+    """How many images of that height and width an encoder gets in one call."""
+    inside = properties(session).preprocessing
+    pixels, most = max(image_size, inside.size if inside else 0), BATCH[session.get_providers()[0]]
+    return max(1, min(most, most * 32**2 // pixels**2))
+
+
+def run_batches(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(B, D) float32 embeddings of (B, S, S, 3) images, a batch after the other in this thread."""
+    size = batch_size(session, images.shape[1])
+    batches = [_run(session, images[first : first + size]) for first in range(0, len(images), size)]
+    return np.concatenate([np.empty((0, session.get_outputs()[0].shape[1]), np.float32), *batches])
+
+
+def _run(session: onnxruntime.InferenceSession, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
+    return rows
+
+
 def infer(
     session: onnxruntime.InferenceSession, arrays: Iterable[NDArray[np.uint8]]
 ) -> Generator[NDArray[np.float32], None, None]:
@@ -109,21 +128,14 @@ def infer(
     Yields:
         (B, D) float32 rows of B images: unit vectors, or what else the file's only output is.
     """
-
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
-        return rows
-
-    provider, inside = session.get_providers()[0], properties(session).preprocessing
-    workers = cores() if provider == PROVIDERS["cpu"] else 2
+    workers = cores() if session.get_providers()[0] == PROVIDERS["cpu"] else 2
     waiting: deque[Future[NDArray[np.float32]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
         for images in arrays:
-            pixels = max(images.shape[1], inside.size if inside else 0)
-            size = max(1, min(BATCH[provider], BATCH[provider] * 32**2 // pixels**2))
+            size = batch_size(session, images.shape[1])
             for first in range(0, len(images), size):
-                waiting.append(pool.submit(run, images[first : first + size]))
+                waiting.append(pool.submit(_run, session, images[first : first + size]))
                 if len(waiting) == 2 * workers:
                     yield waiting.popleft().result()
         while waiting:

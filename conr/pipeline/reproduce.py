@@ -8,17 +8,22 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
 FAILED = re.compile(r"failed to run: conr \w+.*exited with (-?\d+)")
 
 
-def reproduce(project: Path) -> int:
-    """Run all stages of a project that are not up to date; the exit code of the first that fails, or 0."""
+def reproduce(project: Path, variables: Mapping[str, str]) -> int:
+    """Run all stages of a project that are not up to date, with further environment variables.
+
+    Returns:
+        The exit code of the first that fails, or 0.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where conr is
     command = [sys.executable, "-m", __name__]
-    return subprocess.run(command, cwd=project, env={**os.environ, "PATH": path}, check=False).returncode
+    return subprocess.run(command, cwd=project, env={**os.environ, **variables, "PATH": path}, check=False).returncode
 
 
 def main() -> int:

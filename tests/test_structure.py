@@ -17,7 +17,7 @@ ROOT = Path(conr.__file__).parents[1]
 # From the lowest. A package (or module) imports lower floors and itself, but no other of its floor.
 FLOORS = [
     {"errors", "text"},
-    {"files", "observer", "processes", "parameters"},
+    {"files", "observer", "processes", "parameters", "vectors"},
     {"neighbors"},
     {"data", "models", "losses", "clustering"},
     {"frameworks", "evaluation", "embedding"},

@@ -125,7 +125,13 @@ def connected(address: str | None) -> Iterator[Any]:
 def _start(ray: Any, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        ray.init(address="local", num_cpus=cores(), include_dashboard=False, **quiet)
+        try:
+            ray.init(address="local", num_cpus=cores(), include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises errors of no class of its own, such as that a node timed out
+            raise UserError(
+                f"Ray did not start on this machine ({one_line(error)}); run the same command when it is less busy, or "
+                "use --engine local"
+            ) from error
         return
     try:
         ray.init(address=address, **quiet)

@@ -4,7 +4,7 @@ ENVIRONMENT := $(CURDIR)/.venv
 READY := $(ENVIRONMENT)/.ready
 BENCH_READY := $(ENVIRONMENT)/.bench_ready
 INSTALL := $(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
-SPEED := training-step neighborhood clustering graph extraction prepare startup estimate page
+SPEED := training-step neighborhood clustering graph extraction backbone prepare startup estimate page
 TABLES := digits frameworks long-tail
 BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu scale
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
@@ -29,12 +29,13 @@ check: $(READY)  ## Format, lint and types only
 	@mypy
 
 # A benchmark takes options: make bench-digits ARGS='--seeds 0 1'.
-bench: $(SPEED:%=bench-%)  ## All comparisons of speed, about 25 minutes on two quiet CPU cores
+bench: $(SPEED:%=bench-%)  ## All comparisons of speed; 25 minutes on two quiet CPU cores, without bench-graph and bench-page
 bench-training-step:  ## The training step against lightly's BYOL
 bench-neighborhood:  ## ConAff against the published procedure, in a batch and over a data set
 bench-clustering:  ## k-means against scikit-learn and faiss
 bench-graph:  ## Clusters of the graph: time, memory, the index, the entries of a row: ARGS='--sizes 500000'
 bench-extraction:  ## ONNX in float32 and int8 against PyTorch
+bench-backbone:  ## Embedding with EfficientNet-Lite0: conr's loop and int8 against onnxruntime alone
 bench-prepare:  ## Packing images against torchvision's ImageFolder
 bench-startup:  ## conr --help, and a dvc repro with nothing to do
 bench-estimate:  ## conr estimate against what a training takes
@@ -50,7 +51,7 @@ bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit CO
 stress: $(READY)  ## Kills, full disks, damaged files and two of everything at once; an hour, run it again to resume
 	@python bench/stress.py $(ARGS)
 
-bench-gpu:  ## On a GPU: speed, costs, parts and levers of the step (docs/gpu.md); run it again to resume
+bench-gpu:  ## On a GPU: numerics, speed, kernels, then CIFAR-10 (docs/gpu.md): ARGS='--archive FILE --seconds 3600'
 
 $(BENCHMARKS:%=bench-%): bench-%: $(READY)
 	@echo "== bench/$(subst -,_,$*).py"

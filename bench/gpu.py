@@ -1,235 +1,234 @@
-"""The training step on a GPU: speed, the time of an epoch, the parts of the step, and the gain of each lever.
+"""One stay on a GPU: numerics, speed of every way to execute a step, kernels, then the longest training that fits.
 
-    make bench-gpu                                        # about ten minutes; run the same command to resume
-    python bench/gpu.py --toy --state /tmp/toy            # everything at toy size, on a CPU
+    make bench-gpu ARGS='--archive cifar10.tar.gz --seconds 3600'     # run the same command to resume
+    bash bench/pack_gpu.sh FOLDER cifar10.tar.gz                      # for a GPU machine without network
+    python bench/gpu.py --toy --archive A --out OUT --state STATE     # everything at toy size, on a CPU
 
-Every finished cell is kept in STATE/cells.json and not run again (delete its lines to repeat it); the tables of
-STATE/tables.md are written again after every cell. SIGTERM ends it at any time. The loop that is timed is the one of
-`conr pretrain` and `conr finetune`; levers are patched into it from here. Images are random pixels: no time depends on
-them. What PyTorch does not offer is shown as failed, with the reason. The kernels are compared with float64 by
-`pytest -m numerics`.
+The archive holds a folder of images for each class, at any depth. OUT/gpu.json has all that was found; it is written
+again after every finding and every epoch, so that nothing of it is lost when this ends, however it ends. A variant of
+the step is correct if 30 steps, in which the learning rate rises, come out as those of the eager step: the weights
+differ by less than half of what a constant learning rate makes, the losses by less than half of what other random views
+make. The fastest correct variant trains the preset cifar10-200, with its epochs scaled to 200, 150, 100 or 60. From one
+pretraining, ConNR is compared with as many further epochs of BYOL ("InC"). OUT/features-*.npy are features of all
+images in half precision.
 """
 
 import json
 import signal
-import statistics
+import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from itertools import product
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from unittest import mock
 
-import torch
-from common import ROOT, TRAININGS, head, in_turns, line, parser
-from gpu_levers import Lever, levers
-from torch.autograd import DeviceType
-from torch.profiler import profile, record_function
-from torch.utils.benchmark import Timer
-from training_step import DEVICE, ON_GPU, Case, Stopwatch, random_images
+from common import ROOT, TRAININGS, parser
+from common import run as run_stage
 
+from conr import Workspace, load_preset
 from conr.files import write_text
-from conr.models.siamese import Siamese
-from conr.observer import SILENT
-from conr.pipeline.estimate import try_out
-from conr.training.compute import machine
+from conr.processes import Workers
 
-Row = dict[str, Any]  # what a cell found
-
-TABLES = ("device", "stages", "parts", "levers")
-KILLED = {"failed": "killed the process"}  # what stays of such a cell, which is not tried again
-CASES = {
-    "ResNet-18, 32 px, batch 256": Case("cifar10", 32, 256, 60_000, timed=100),
-    "ResNet-18, 32 px, batch 1024": Case("cifar10", 32, 1024, 60_000),
-    "ResNet-34, 96 px, batch 256": Case("stl10", 96, 256, 13_000),
-    "ResNet-34, 224 px, batch 256": Case("imagenet-dogs", 224, 256, 6_400, timed=14),
+PRESET, EAGER = "cifar10-200", "eager"
+# Name → fields of Execution; those most likely to work come first. The optimizer is fused in all of them: the other one
+# reads the learning rate, which is a tensor, from the GPU.
+VARIANTS = {
+    EAGER: {"fused_optimizer": True},
+    "recorded": {"fused_optimizer": True, "graph": True},
+    "recorded, one forward": {"fused_optimizer": True, "graph": True, "one_forward": True},
+    "recorded, compiled": {"fused_optimizer": True, "graph": True, "compiled": True},
+    "recorded, compiled, one forward": {"fused_optimizer": True, "graph": True, "compiled": True, "one_forward": True},
 }
-TINY = {"network.width": 4, "network.hidden": 32, "network.dimension": 16}
-TOYS = {"toy, 16 px, batch 16": Case("cifar10", 16, 16, 64, 1, 2, TINY)}
+LOOKS = 0.45  # of the time, before the training begins; what does not fit is left out
+LIMITS = {"device": 120, "numerics": 120, "speed": 180, "kernels": 90}  # seconds, for one of a kind
+SCHEDULES, PRETRAINING = (200, 150, 100, 60), 0.8  # epochs of both stages; share of the first
+TRAINED = ("pretrain", "ConNR", "InC")  # the others start from the first
+IN_STEPS = 0.93  # of the time of an epoch; clustering, scores and checkpoints take the rest
+SCORING = 60  # seconds of clustering and scoring the last features
+TOY = {
+    **{"device": "cpu", "precision": "float32", "prepare.image_size": 16, "k": 5, "k1": 5, "evaluate.n_init": 2},
+    **{"network.width": 4, "network.hidden": 32, "network.dimension": 16, "network.stem": "imagenet"},
+    **{"pretrain.batch_size": 40, "finetune.batch_size": 40},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where findings are kept, and until when to work. Every process has one.
+
+    Attributes:
+        out, state, archive: folder of the results, folder of what is resumed from, images.
+        deadline: on the clock of `time.monotonic`, which all processes share.
+        later: seconds that a later call will have.
+        toy: whether all is at toy size.
+    """
+
+    out: Path
+    state: Path
+    archive: Path
+    deadline: float
+    later: float
+    toy: bool
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """All findings, the oldest first."""
+        files = sorted((self.state / "found").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+    def keep(self, name: str, value: object) -> None:
+        """Keep a finding in a file of its own, then write all of them to OUT."""
+        write_text(self.state / f"found/{name}.json", json.dumps(value))
+        write_text(self.out / "gpu.json", json.dumps(self.found, indent=1) + "\n")
+        print(f"{self.left:5.0f} s left: {name}", flush=True)
+
+
+class FailedError(Exception):
+    """Something failed, which is kept; its process may be of no more use."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the cells that are missing, and print the tables."""
-    flags = parser(__doc__)
-    flags.add_argument("--state", type=Path, default=ROOT / ".conr/gpu", help="folder of what is finished")
+    """Find what is missing, and train, until the time is over."""
+    started, flags = time.monotonic(), parser(__doc__)
+    flags.add_argument("--archive", type=Path, required=True, help="tar.gz of images, in folders named by class")
+    flags.add_argument("--seconds", type=float, default=3600, help="when to end")
+    flags.add_argument("--later", type=float, default=0, help="seconds that the next call will have")
+    flags.add_argument("--out", type=Path, default=ROOT / ".conr/gpu/out", help="folder of the results")
+    flags.add_argument("--state", type=Path, default=ROOT / ".conr/gpu", help="folder of what is resumed from")
     flags.add_argument("--toy", action="store_true", help="tiny networks, to try the benchmark itself")
-    flags.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="only these")
     given = flags.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped in a cell; run the same command to resume"))
-    file = given.state / "cells.json"
-    found: dict[str, Row] = json.loads(file.read_text()) if file.exists() else {}
-    for name, cell in cells(given.toy).items():
-        if name.split(": ")[0] in given.tables and name not in found:
-            run(name, cell, found, given.state)
-    print(tables(found))
+    if not given.archive.is_file():
+        flags.error(f"--archive: {given.archive} is not a file")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    places = (path.resolve() for path in (given.out, given.state / commit(), given.archive))
+    run = Run(*places, started + given.seconds, given.later, given.toy)
+    end = started + LOOKS * given.seconds
+    while True:
+        try:
+            # One process has the GPU; the one beside it packs the images, and scores features.
+            with Workers(1, kill_on_error=True) as device, Workers(1, kill_on_error=True) as beside:
+                return work(run, end, device, beside)
+        except FailedError:
+            print("once more without it", flush=True)
+        except TimeoutError:
+            sys.exit("the time is over; run the same command to resume")
 
 
-def cells(toy: bool) -> dict[str, Callable[[], Row]]:
-    """Everything that is measured: table and row → how."""
-    cases, size, repeats, backend = (TOYS, 256, 1, "eager") if toy else (CASES, 8192, 3, "inductor")
-    found: dict[str, Callable[[], Row]] = {f"device: products of {size}³, copies": partial(device_rates, size)}
-    for (name, case), stage in product(cases.items(), TRAININGS):
-        found[f"stages: {name}, {stage}"] = partial(stage_costs, case, stage, size)
-        found[f"parts: {name}, {stage}"] = partial(step_parts, case, stage)
-    for (name, case), (lever_name, lever) in product(cases.items(), levers(backend).items()):
-        if case.batch <= 256 and case.size < 224:
-            found[f"levers: {name}, {lever_name}"] = partial(lever_gain, case, lever, repeats)
-    return found
+def commit() -> str:
+    """Of the code, with a + if it was changed since; a packed folder has it in a file."""
+    if (ROOT / "COMMIT").exists():
+        return (ROOT / "COMMIT").read_text(encoding="utf-8").strip()
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def run(name: str, cell: Callable[[], Row], found: dict[str, Row], state: Path) -> None:
-    """Run a cell and keep what it finds, or why it fails: the others are still worth having."""
-    started = time.monotonic()
-    try:
-        save({**found, name: KILLED}, state)
-        found[name] = {"device": machine(DEVICE), **cell()}
-    except Exception as error:
-        found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-    finally:
-        save(found, state)
-    print(f"{name}: {time.monotonic() - started:.0f} s {found[name].get('failed', '')}", flush=True)
-    if ON_GPU:
-        torch.cuda.synchronize()  # after an error of the device itself this process can do nothing more, and ends here
-        torch.cuda.empty_cache()
+def work(run: Run, end: float, device: Executor, beside: Executor) -> None:
+    """All that is missing; until `end` what comes before the training.
+
+    Raises:
+        FailedError: a part of it failed.
+        TimeoutError: the time was too short.
+    """
+    packing = beside.submit(called, "gpu.pack", run)
+    if "plan" not in run.found:
+        look(run, device, end, ["device", "numerics"])
+        packing.result(timeout=run.left)
+        variants = [EAGER, list(VARIANTS)[-1]] if run.toy else VARIANTS
+        look(run, device, end, (f"speed, {variant}" for variant in variants))
+        look(run, device, end, (f"kernels, {variant}" for variant in dict.fromkeys((EAGER, fastest(run.found)))))
+        run.keep("plan", plan(run))
+    packing.result(timeout=run.left)
+    scores = []
+    for name in TRAINED:
+        device.submit(called, "gpu_cells.train", run, name).result(timeout=run.left)
+        scores.append(beside.submit(called, "gpu_cells.score", run, name))
+    for score in scores:
+        score.result(timeout=run.left)
 
 
-def save(found: Mapping[str, Row], folder: Path) -> None:
-    """Write cells and tables."""
-    write_text(folder / "cells.json", json.dumps(found, indent=1))
-    write_text(folder / "tables.md", tables(found))
+def called(name: str, *arguments: Any) -> Any:
+    """What a function of a module returns, by its name: only processes that compute import PyTorch."""
+    module, _, function = name.rpartition(".")
+    return getattr(import_module(module), function)(*arguments)
 
 
-def tables(found: Mapping[str, Row]) -> str:
-    """The cells as Markdown, a table for each kind of them."""
-    lines = []
-    for table in TABLES:
-        rows = {name.split(": ", 1)[1]: row for name, row in found.items() if name.startswith(f"{table}: ")}
-        if rows:
-            heads = dict.fromkeys(key for row in rows.values() for key in row if key != "device")
-            devices = sorted({row["device"] for row in rows.values() if "device" in row})
-            lines += [f"\n## {table}\n", "; ".join(devices), "", head("", *heads)]
-            lines += [line(name, *(shown(row.get(key)) for key in heads)) for name, row in rows.items()]
-    return "\n".join(lines) + "\n"
+def pack(run: Run) -> None:
+    """The archive's images → the store."""
+    if "images" in run.found:
+        return
+    with tarfile.open(run.archive) as archive:
+        archive.extractall(run.state / "images", filter="data")
+    source = {"prepare.source": "folder", "prepare.path": str(run.state / "images"), "prepare.labels": "parent"}
+    parameters = load_preset(PRESET).changed({**(TOY if run.toy else {}), **source})
+    manifest = run_stage("prepare", Workspace.at(run.state), parameters)
+    run.keep("images", {"archive": run.archive.name, "count": manifest.count, "checksum": manifest.checksum})
 
 
-def shown(value: object) -> str:
-    """A rounded value."""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "–" if value is None else str(value)
+def look(run: Run, device: Executor, end: float, names: Iterable[str]) -> None:
+    """Find what is missing, unless the time for that ends.
+
+    Raises:
+        FailedError: this failed, which is a finding, too.
+    """
+    for name in names:
+        (kind, _, variant), seconds, started = name.partition(", "), run.found.get("seconds", {}), time.monotonic()
+        limit = min(LIMITS[kind], end - started)
+        if name in seconds or limit <= 0:
+            continue
+        failure = None
+        try:
+            found = device.submit(called, f"gpu_cells.{kind}", run, *filter(None, [variant])).result(timeout=limit)
+        except Exception as error:
+            failure = f"{type(error).__name__}: {str(error) or f'{limit:.0f} s'}".splitlines()[0][:300]
+            found = {**run.found.get(name, {}), "failed": failure}
+        run.keep(name, found)
+        run.keep("seconds", {**seconds, name: round(time.monotonic() - started, 1)})
+        if failure:
+            raise FailedError(failure)
 
 
-def device_rates(count: int) -> Row:
-    """bf16 matrix products (random data), and copies on the device, counting bytes read and written."""
-    left, right = (torch.randn(count, count, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.randint(0, 255, (16 * count**2,), device=DEVICE, dtype=torch.uint8)
-    names = {"left": left, "right": right, "source": source, "target": torch.empty_like(source)}
-    product, copy = (
-        Timer(code, globals=names, num_threads=torch.get_num_threads()).blocked_autorange().median
-        for code in ("left @ right", "target.copy_(source)")
+def is_correct(found: Mapping[str, Any], variant: str) -> bool:
+    """Whether weights and losses of both stages come out as those of the eager step do."""
+    row, eager = (found.get(f"speed, {name}", {}) for name in (variant, EAGER))
+    return all(
+        stage in row
+        and stage in eager
+        and row[stage]["weights"] < eager[stage]["weights, constant rate"] / 2
+        and row[stage]["losses"] < eager[stage]["losses, other views"] / 2
+        for stage in TRAININGS
     )
-    return {"bf16 product, TFLOP/s": 2 * count**3 / product / 1e12, "copy, GB/s": 2 * source.nbytes / copy / 1e9}
 
 
-def stage_costs(case: Case, stage: str, size: int) -> Row:
-    """A step and the end of an epoch as `conr estimate` measures them; FLOPs are those of whole steps."""
-    if ON_GPU:
-        torch.cuda.reset_peak_memory_stats()
-    with TemporaryDirectory() as folder:
-        images = random_images(case.images, case.size)
-        cost = try_out(stage, images, case.parameters(), Path(folder), SILENT, time.time())
-    rate, best = cost.flops / cost.step, 1e12 * device_rates(size)["bf16 product, TFLOP/s"]
-    return {
-        "images/s": case.batch / cost.step,
-        "ms per step": 1e3 * cost.step,
-        "memory, GB": None if cost.device_memory is None else cost.device_memory / 1e9,
-        "GFLOP per image": cost.flops / case.batch / 1e9,
-        "TFLOP/s": rate / 1e12,
-        "share of the bf16 rate, %": 100 * rate / best,
-        "s of features, k-means and scores": cost.end,
-        "s of saving the checkpoint": cost.save,
-        "weights and checkpoint, MB": cost.disk / 1e6,
-        "s per epoch": cost.epoch_seconds,
-    }
+def rate(found: Mapping[str, Any], variant: str) -> float:
+    """Images/s of the slower stage; 0 if it is not known."""
+    row = found.get(f"speed, {variant}", {})
+    return min((row[stage]["images/s"] for stage in TRAININGS if stage in row), default=0.0)
 
 
-BEGINS = {  # what a step has computed → the part that begins then; the backward pass has threads and events of its own
-    "learning rates": "views",
-    "pixels": "forward",
-    "outputs": "loss",
-    "neighbors": "boundary",
-    "candidates": "loss",
-    "total loss": None,
-    "gradient": "optimizer",
-    "weights": "moving average",
-    "target weights": None,
-}
-SEARCHES = {"outputs": "neighbors", "one direction": "neighbors", "group loss": "loss"}  # in finetune
-PARTS = (*dict.fromkeys(filter(None, (BEGINS | SEARCHES).values())), "target forward", "backward")
-BACKWARD = "autograd::engine::evaluate_function"
+def fastest(found: Mapping[str, Any]) -> str:
+    """Of the variants that are correct; the eager one if none is known to be."""
+    return max(
+        (name for name in VARIANTS if is_correct(found, name)), key=lambda name: rate(found, name), default=EAGER
+    )
 
 
-class Parts(Stopwatch):
-    """Profiles the timed steps in ranges, which begin where the loop says what it has computed."""
-
-    def __init__(self, case: Case, stage: str) -> None:
-        super().__init__(case)
-        self.profiler, self.range = profile(), ExitStack()
-        self.begins = BEGINS | (SEARCHES if stage == "finetune" else {})
-
-    def traced(self, name: str, value: object) -> None:
-        if name in self.begins:
-            self.range.close()
-            if part := self.begins[name]:
-                self.range.enter_context(record_function(part))
-
-    def step_done(self, amount: int = 1, note: str = "") -> None:
-        if self.count + 1 == self.case.skipped:
-            self.profiler.start()
-        super().step_done()
-
-    def milliseconds(self) -> dict[str, float]:
-        """Of each part: of its kernels on a GPU, else of the processor."""
-        self.profiler.stop()
-        found = dict.fromkeys(PARTS, 0.0)
-        for event in self.profiler.key_averages():
-            name = "backward" if event.key.startswith(BACKWARD) else event.key
-            if name in found and event.device_type == DeviceType.CPU:
-                found[name] += (event.device_time_total if ON_GPU else event.cpu_time_total) / 1e3
-        return found
-
-
-def step_parts(case: Case, stage: str) -> Row:
-    """In percent of the step; on a GPU the rest holds the time in which it waits for the CPU."""
-    watch = Parts(case, stage)
-    with mock.patch.object(Siamese, "project", record_function("target forward")(Siamese.project)):
-        rate = case.rate(stage, watch)
-    whole = 1e3 * case.timed * case.batch / rate
-    found = watch.milliseconds()
-    found["online forward"] = found.pop("forward") - found["target forward"]
-    shares = {f"{name}, %": 100 * taken / whole for name, taken in found.items()}
-    return {"ms per step, profiled": whole / case.timed, **shares, "the rest, %": 100 - sum(shares.values())}
-
-
-def lever_gain(case: Case, lever: Lever, repeats: int) -> Row:
-    """The first stage as conr has it, and with the lever, in turns."""
-
-    def rate() -> float:
-        with lever():
-            return case.rate("pretrain")
-
-    calls = {"conr": partial(case.rate, "pretrain"), "lever": rate}
-    plain, switched = (found.results for found in in_turns(calls, repeats).values())
-    return {
-        "conr, images/s": statistics.median(plain),
-        "with the lever": statistics.median(switched),
-        "ratio": statistics.median(switched) / statistics.median(plain),
-        "conr, lowest to highest": f"{min(plain):,.0f}-{max(plain):,.0f}",
-    }
+def plan(run: Run) -> dict[str, Any]:
+    """The longest schedule that fits into this call and the next, the comparison included; else the shortest."""
+    variant = fastest(run.found)
+    images = (run.left + run.later - SCORING) * IN_STEPS * rate(run.found, variant)
+    epochs = images / run.found["images"]["count"] / (1 + 1 - PRETRAINING)
+    total = 5 if run.toy else next((length for length in SCHEDULES if length <= epochs), SCHEDULES[-1])
+    first = round(PRETRAINING * total)
+    return {"variant": variant, "epochs that fit": round(epochs, 1), "pretrain": first, "finetune": total - first}
 
 
 if __name__ == "__main__":

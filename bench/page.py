@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ EDGE, DIMENSION, GALLERY, SEED = 32, 128, 24, 0
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables."""
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=60_000)
     options.add_argument("--clusters", type=int, default=200)
     options.add_argument("--keep", type=Path, help="where to write the page, instead of a temporary folder")
-    given = options.parse_args()
+    given = options.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         path = given.keep or folder / "report.html"

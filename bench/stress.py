@@ -1,7 +1,7 @@
 """Kills, full disks, damaged files and two of everything at once: nothing may be lost.
 
     make stress                                    # an hour on two CPU cores; run the same command to resume
-    python bench/stress.py --minutes 2 --seed 1    # another two minutes
+    python bench/stress.py --minutes 2 --seed 1    # another two minutes; or --trials 9
 
 Every trial is a function of its number and the seed. It works on a copy of a tiny project and survives if the command
 ends as the user was promised: with the artifacts of an undisturbed run, byte for byte; or with a refusal (exit code 2,
@@ -84,6 +84,7 @@ class LostError(Exception):
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--minutes", type=float, default=60)
+    flags.add_argument("--trials", type=int, help="end after so many, the finished ones among them")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     flags.add_argument("--state", type=Path, default=ROOT / ".conr/stress", help="folder of what is finished")
@@ -91,7 +92,7 @@ def main() -> None:
     table = given.state / "trials.csv"
     trials = [tuple(row.values()) for row in load_table(table, "delete it")] if table.exists() else []
     project, until, number = reference(given.state), time.monotonic() + 60 * given.minutes, 0
-    while time.monotonic() < until:
+    while time.monotonic() < until and number != given.trials:
         kind, number = given.kinds[number % len(given.kinds)], number + 1
         name = f"{kind} {given.seed}-{number}"
         if name not in {trial[0] for trial in trials}:

@@ -1,18 +1,24 @@
 """The training step of stage 1 against the ordinary one, end to end: images/s from packed or PIL images to new weights.
 
-    make bench-training-step      # about six minutes on two CPU cores; on a GPU, add --batch 256
+    make bench-training-step      # about ten minutes on two CPU cores; on a GPU, add --batch 256
 
 "lightly" is BYOL built from lightly's documented parts (transforms, heads, loss, momentum update): PIL images
 in memory, one DataLoader worker per core, eager float32, SGD. "conr" is the loop that `conr pretrain` runs, with its
 defaults. Both train the same encoder and heads on the same images with the same views. Each cell is a process of its
 own; the first steps (warm-up, and batches that workers made ahead) are not timed. Cells take turns; a figure is the
 median.
+
+Then the variants of conr's own step (`Execution`) take turns in one process: images per second of wall time and of
+processor time, and how many times as fast as without any of them, the median of the rounds' ratios. The last table is
+of the operations that a step launches.
 """
 
 import atexit
 import os
 import shutil
 import statistics
+import time
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -23,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import TRAININGS, head, in_process, in_turns, line, parser, run
+from launches import OneStep, StepCountedError
 from PIL import Image
 from torch.utils.benchmark import timer
 
@@ -31,8 +38,14 @@ from conr.data.sources import array_source
 from conr.data.store import load_manifest
 from conr.models.resnet import Encoder
 from conr.observer import SILENT
+from conr.parameters import FinetuneStage, PretrainStage
 from conr.pipeline.pretrain import model_spec, save_pretrained
+from conr.refinement.objective import finetune
+from conr.training.checkpoints import Checkpoint
 from conr.training.compute import machine
+from conr.training.execution import Execution
+from conr.training.pretraining import pretrain
+from conr.training.weights import ModelSpec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -55,6 +68,37 @@ class Case:
         batch = {f"{stage}.batch_size": self.batch for stage in TRAININGS}
         return load_preset(self.preset).changed({**batch, **self.changes})
 
+    def variant(self, stage: str, execution: Execution, watch: Observer) -> None:
+        """Train fresh networks with a variant of the step, until the watch ends it."""
+        asked, images = self.parameters(), random_pixels(self.images, self.size)
+        labels = np.random.default_rng(0).integers(0, 10, self.images)
+        spec = ModelSpec(**asked.network.layers, framework=asked.framework.name)
+        model = spec.build(asked.seed)
+        with TemporaryDirectory() as folder:
+            checkpoint = Checkpoint(Path(folder))
+            if stage == "pretrain":
+                pretrain(model, images, labels, PretrainStage.of(asked), checkpoint, watch, execution)
+            else:
+                refined, first = FinetuneStage.of(asked), asked.pretrain.epochs
+                finetune(model, images, labels, refined, first, checkpoint, watch, execution=execution)
+
+    def rates(self, execution: Execution) -> tuple[float, float]:
+        """Images per second of wall time and of processor time of pretraining with a variant of the step."""
+        try:
+            self.variant("pretrain", execution, Stopwatch(self))
+        except EnoughStepsError as enough:
+            return enough.args
+        raise AssertionError("too few steps")
+
+    def launches(self, stage: str, execution: Execution) -> int:
+        """Operations that a step launches, with few images and small batches: their number does not depend on these."""
+        small = replace(self, images=64, batch=32, changes={**self.changes, "k": 5, "k1": 5, "k2": 2})
+        try:
+            small.variant(stage, execution, OneStep())
+        except StepCountedError as counted:
+            return counted.args[0]
+        raise AssertionError("too few steps")
+
     def rate(self, stage: str, watch: "Stopwatch | None" = None) -> float:
         """Images per second of conr's own loop in either stage, with fresh networks."""
         images, parameters = random_images(self.images, self.size), self.parameters()
@@ -76,9 +120,22 @@ class Case:
 # Images, and each network's steps: 16 workers of a GPU's machine make two batches each before the first step ends.
 IMAGES, RESNET, SMALL = (60_000, (40, 80), (40, 80)) if ON_GPU else (8192, (1, 2), (8, 12))
 SMALLER = {"network.width": 32, "network.stem": "imagenet", "network.hidden": 512, "network.dimension": 128}
+FUSED = Execution(fused_optimizer=True)
+EXECUTIONS = {
+    "plain": Execution(),
+    "fused optimizer": FUSED,
+    "one forward": Execution(one_forward=True),
+    "both": replace(FUSED, one_forward=True),
+}
+if ON_GPU:
+    EXECUTIONS |= {
+        "both, recorded": replace(FUSED, one_forward=True, graph=True),
+        "both, recorded and compiled": Execution(True, True, True, True),
+    }
 NETWORKS = {
     "ResNet-18": Case("cifar10", 32, 128, IMAGES, *RESNET),
     "small": Case("cifar10", 32, 128, IMAGES, *SMALL, SMALLER),
+    "digits": Case("digits", 8, 256, 1797 * 4, 2, 10),
 }
 
 
@@ -87,14 +144,48 @@ def main() -> None:
     flags.add_argument("--batch", type=int, default=128)
     flags.add_argument("--repeats", type=int, default=3)
     flags.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    flags.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     given = flags.parse_args()
-    print(f"{machine(DEVICE)}, batches of {given.batch} images of 32 pixels\n")
+    print(f"{machine(DEVICE)}, batches of {given.batch} images")
+    for table in given.tables:
+        print()
+        TABLES[table](given)
+
+
+def print_lightly(given: Namespace) -> None:
+    """conr beside lightly, of the networks for images of 32 pixels."""
     print(head("network", "lightly, images/s", "conr, images/s", "ratio"))
-    for network in given.networks:
+    for network in (name for name in given.networks if NETWORKS[name].size == 32):
         case = replace(NETWORKS[network], batch=given.batch)
         cells = {"lightly": partial(in_process, lightly_rate, case), "conr": partial(in_process, case.rate, "pretrain")}
         lightly, conr = (statistics.median(found.results) for found in in_turns(cells, given.repeats).values())
         print(line(network, f"{lightly:,.1f}", f"{conr:,.1f}", f"{conr / lightly:.2f}"), flush=True)
+
+
+def print_executions(given: Namespace) -> None:
+    """The variants of the step in turns."""
+    print(head("network", "step", "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor"))
+    for network in given.networks:
+        case = replace(NETWORKS[network], batch=given.batch)
+        cells = {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items()}
+        found = {name: np.array(turns.results) for name, turns in in_turns(cells, given.repeats).items()}
+        for name, rates in found.items():
+            wall, processor = np.median(rates, axis=0)
+            ratios = np.median(rates / found["plain"], axis=0)
+            cells_of_row = f"{wall:,.1f}", f"{processor:,.1f}", *(f"{ratio:.2f}" for ratio in ratios)
+            print(line(network, name, *cells_of_row), flush=True)
+
+
+def print_launches(given: Namespace) -> None:
+    """The operations that a step launches, by stage."""
+    print(head("network", "step", *TRAININGS))
+    for network in given.networks:
+        for name, execution in EXECUTIONS.items():
+            if not execution.graph:
+                print(line(network, name, *(NETWORKS[network].launches(stage, execution) for stage in TRAININGS)))
+
+
+TABLES = {"lightly": print_lightly, "executions": print_executions, "launches": print_launches}
 
 
 def random_pixels(count: int, size: int) -> np.ndarray:
@@ -117,18 +208,19 @@ class Stopwatch(Observer):
     """Times the steps of a case; raises `EnoughStepsError` after the last."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.count, self.started = case, 0, 0.0
+        self.case, self.count, self.started, self.processor = case, 0, 0.0, 0.0
 
     def step_done(self, amount: int = 1, note: str = "") -> None:
         self.count += 1
         if self.count == self.case.skipped:
-            self.started = timer()  # which waits for a GPU
+            self.started, self.processor = timer(), time.process_time()  # the timer waits for a GPU
         elif self.count == self.case.skipped + self.case.timed:
-            raise EnoughStepsError(self.case.timed * self.case.batch / (timer() - self.started))
+            images, wall = self.case.timed * self.case.batch, timer() - self.started
+            raise EnoughStepsError(images / wall, images / (time.process_time() - self.processor))
 
 
 class EnoughStepsError(Exception):
-    """The timed steps are over; holds images per second."""
+    """The timed steps are over; holds images per second, of wall time and of processor time."""
 
 
 def lightly_rate(case: Case) -> float:

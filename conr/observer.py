@@ -38,5 +38,10 @@ class Observer:
         Called some twenty times a step, so it must be cheap.
         """
 
+    @property
+    def traces(self) -> bool:
+        """Whether it takes values of training steps: then each step is computed anew, and none replayed."""
+        return type(self).traced is not Observer.traced
+
 
 SILENT = Observer()

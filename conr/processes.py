@@ -29,6 +29,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def outer_rank() -> int | None:
+    """The number of this process among those that torchrun, or another launcher, has started; None without one."""
+    rank = os.environ.get("RANK")
+    return int(rank) if rank is not None and "WORLD_SIZE" in os.environ else None
+
+
+def outer_size() -> int:
+    """How many processes torchrun, or another launcher, has started to train together; 1 without one."""
+    return 1 if outer_rank() is None else int(os.environ["WORLD_SIZE"])
+
+
 class BusyError(UserError):
     """Another process works on what this one wants to work on."""
 
@@ -102,7 +113,7 @@ class Workers(ProcessPoolExecutor):
         self, function: Callable[Given, Result], /, *arguments: Given.args, **named: Given.kwargs
     ) -> Future[Result]:
         """Have a function called in a process, which is started here if all are busy."""
-        with _no_interrupt():
+        with no_interrupt():
             return super().submit(function, *arguments, **named)
 
     def __exit__(
@@ -116,8 +127,8 @@ class Workers(ProcessPoolExecutor):
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Hold back Ctrl-C: a process that is started meanwhile never gets it, not even before its first line."""
+def no_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread: a process that it starts meanwhile never gets it, from its first line on."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -39,5 +39,15 @@ def no_formula(cell: str) -> str:
     return f"'{cell}" if cell.startswith(FORMULA) else cell
 
 
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """A number and what it counts, for one thing or for more; more than one has an s unless it is given.
+
+    >>> from conr.text import counted
+    >>> counted(1, "image"), counted(1200, "image"), counted(2, "class", "classes")
+    ('1 image', '1,200 images', '2 classes')
+    """
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def _acts(char: str) -> bool:
     return char in BIDIRECTIONAL or unicodedata.category(char) in UNPRINTABLE

@@ -18,7 +18,7 @@ from conr.pipeline.assign import assign_folder, assign_share
 from conr.pipeline.naming import name_clusters
 from conr.pipeline.sorting import Link, sort_run
 from conr.pipeline.workspace import Workspace
-from conr.text import printable
+from conr.text import counted, printable
 
 from .console import show_cursor
 
@@ -46,15 +46,15 @@ def assign(
         workspace, folder, output, sort_into, device, observer, link=link, engine=engine, embeddings=embeddings
     )
     clusters = len(np.unique(done.assignment.clusters))
-    lines = [f"{len(done.files):,} images in {clusters} clusters, listed in {output.resolve()}"]
+    lines = [f"{counted(len(done.files), 'image')} in {counted(clusters, 'cluster')}, listed in {output.resolve()}"]
     if done.precision == "int8":
         lines.append("by an int8 encoder (extract.precision)")
     if sort_into is not None:
         lines.append(f"{DONE[link]} one folder per cluster in {sort_into.resolve()}")
     if done.broken:
-        lines.append(f"{len(done.broken):,} images cannot be read, the first: {_named(done.broken[0])}")
+        lines.append(f"{counted(len(done.broken), 'image')} cannot be read, the first: {_named(done.broken[0])}")
     if done.skipped:
-        lines.append(f"{len(done.skipped):,} other files skipped:")
+        lines.append(f"{counted(len(done.skipped), 'other file')} skipped:")
         lines += [f"  {_named(pair)}" for pair in done.skipped[:SHOWN]]
     if len(done.skipped) > SHOWN:
         lines.append(f"  … and {len(done.skipped) - SHOWN:,} more")
@@ -66,7 +66,7 @@ def sort(workspace: Workspace, parameters: Parameters, target: Path, link: Link,
     if parameters.prepare.source != "folder":
         raise UserError(f"prepare.source = {parameters.prepare.source}: only the files of a folder can be sorted")
     folders = sort_run(workspace, Path(parameters.prepare.path), target, link, observer)
-    return f"{DONE[link]} {len(folders)} folders in {target.resolve()}: {', '.join(folders[:NAMED])}" + (
+    return f"{DONE[link]} {counted(len(folders), 'folder')} in {target.resolve()}: {', '.join(folders[:NAMED])}" + (
         " …" if len(folders) > NAMED else ""
     )
 
@@ -75,7 +75,7 @@ def name(workspace: Workspace, cluster: int | None, text: str | None, observer: 
     """Name a cluster, or show again what the table of names says."""
     names = name_clusters(workspace, None if cluster is None else {cluster: text or ""})
     lines = [f"{number} {name}" for number, name in names.items()] or ["no cluster has a name"]
-    lines.append(f"names are in {workspace.names}; run dvc repro to show them on the page, too")
+    lines.append(f"names are in {workspace.names} and in all results; load the page again to see them")
     return "\n".join(["", *lines])
 
 

@@ -195,7 +195,8 @@ def cluster(
         str | None, typer.Option(metavar="K|auto|A-B", help="How many groups; at first auto: proposed")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for all that is made; by default conr-NAME in the current folder")
+        Path | None,
+        typer.Option(help="Folder for all that is made; by default conr-NAME here, or the project that you are in"),
     ] = None,
     backbone: Annotated[
         str | None,
@@ -267,7 +268,7 @@ def name(
     cluster: Annotated[int | None, typer.Argument(help="Number of a cluster; leave it out to apply the table")] = None,
     text: Annotated[str | None, typer.Argument(metavar="NAME", help="Its name; leave it out to remove it")] = None,
 ) -> None:
-    """Name a cluster: tables, sorted folders and clusterer.onnx show the name at once, the page after dvc repro.
+    """Name a cluster: the page, the tables, clusterer.onnx and sorted folders show the name at once.
 
     Names are kept in cluster_names.csv, which you can edit; they count only for the clustering that they were given to.
     """

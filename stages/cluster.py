@@ -4,7 +4,9 @@ from pathlib import Path
 
 import typer
 
+from conr.data.store import load_manifest
 from conr.embedding.engines.settings import Engine
+from conr.files import load_array
 from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import cluster_folder
@@ -13,11 +15,12 @@ from conr.pipeline.recluster import recluster
 from conr.pipeline.reproduce import reproduce
 from conr.pipeline.workspace import Workspace
 from conr.processes import cores
-from conr.text import printable
+from conr.text import counted, printable
 
 from .engines import engine_variables
 
 RESUME = "run the same command to resume"
+RERUN = "run the same command again to group what it holds now"
 
 
 def cluster(
@@ -35,7 +38,8 @@ def cluster(
     plan = cluster_folder.plan(folder, clusters, output, backbone, refine, labels)
     typer.echo(printable(announcement(plan), keep="\n"))
     cluster_folder.prepare_project(plan, backbone)
-    code = reproduce(plan.project, engine_variables(engine))
+    outdated = plan.workspace.store.exists() and cluster_folder.has_changed(plan)
+    code = reproduce(plan.project, anew="prepare" if outdated else "", variables=engine_variables(engine))
     if code:
         cluster_folder.remove_unused(plan)
         raise typer.Exit(code)
@@ -47,7 +51,9 @@ def clusters(workspace: Workspace, parameters: Parameters, number: str, observer
     _, proposal = recluster(workspace, parameters, number, observer)
     lines = []
     if proposal is not None:
-        choices = [f"{criterion} {choice}" for criterion, choice in proposal.choices.items()]
+        choices = [
+            f"{criterion} {'none' if choice is None else choice}" for criterion, choice in proposal.choices.items()
+        ]
         lines.append(f"{proposal.clusters} clusters proposed ({', '.join(choices)}); curves in {workspace.proposals}")
         if not proposal.clear:
             lines.append("No number stands out: look at the page, and try others.")
@@ -68,7 +74,7 @@ def announcement(plan: Plan) -> str:
     number_of = "" if isinstance(number, int) else "propose a number of groups"
     groups = f"{number} groups" if isinstance(number, int) else "groups"
     lines = [
-        f"{plan.images:,} images in {plan.folder}, typically {width}×{height} pixels. conr will",
+        f"{counted(plan.images, 'image')} in {plan.folder}, typically {width}×{height} pixels. conr will",
         f"  prepare   pack them as {size}×{size} pixels",
         f"  pretrain  {features}",
         f"  finetune  {' and run '.join(filter(None, (number_of, refine))) or 'change nothing (no --refine)'}",
@@ -90,14 +96,23 @@ def _duration(plan: Plan) -> str:
 
 
 def summary(plan: Plan) -> str:
-    """Where the results are and what can be done with them."""
-    workspace = plan.workspace
+    """What was grouped, where the results are and what can be done with them."""
+    workspace, manifest = plan.workspace, load_manifest(plan.workspace.store)
+    number = len(load_array(workspace.centroids, "run the same command again"))
+    skipped = f"; {counted(len(manifest.skipped), 'file')} skipped, the page says why" if manifest.skipped else ""
+    changed = (
+        [f"Note: {plan.folder} has changed since it was read; {RERUN}"] if cluster_folder.has_changed(plan) else []
+    )
     return "\n".join(
         [
-            f"{plan.images:,} images in groups",
+            f"{counted(manifest.count, 'image')} in {counted(number, 'group')}{skipped}",
+            *changed,
             f"table   {workspace.assignments}",
             f"page    {workspace.report}",
-            f"In {plan.project}: conr clusters 2-40 tries other numbers of groups, conr sort FOLDER copies the images "
-            "into one folder per group, conr assign FOLDER --sort-into SORTED does so with new images.",
+            f"Next, in {plan.project}:",
+            "  conr clusters 2-40                     try other numbers of groups",
+            '  conr name 3 "red shoes"                name group 3',
+            "  conr sort FOLDER                       copy the images into one folder per group",
+            "  conr assign NEW --sort-into FOLDER     sort new images into the same groups",
         ]
     )

@@ -5,8 +5,10 @@ from conr.parameters import FinetuneStage
 from conr.pipeline.finetune import finetune
 from conr.pipeline.settle import settled
 from conr.pipeline.workspace import Workspace
+from conr.training.launcher import under_torchrun
 
 
+@under_torchrun
 def run(workspace: Workspace, parameters: FinetuneStage, observer: Observer) -> str:
     """Refine the pretrained networks, or resume; returns the summary, one line per seed."""
     logs = finetune(workspace, parameters, observer)

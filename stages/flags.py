@@ -81,7 +81,8 @@ def _option(key: Key, field: FieldInfo) -> Any:
         option = typer.Option(flag, parser=texts, metavar="a,b", help=field.description, rich_help_panel=panel)
         return Annotated[Texts, option]
     if field.annotation == int | str:
-        return Annotated[str, typer.Option(flag, metavar="K|auto|A-B", help=field.description)]
+        metavar = "|".join(field.examples or [])
+        return Annotated[str, typer.Option(flag, metavar=metavar, help=field.description, rich_help_panel=panel)]
     if get_origin(field.annotation) is list:
         return Annotated[Integers, typer.Option(flag, parser=integers, metavar="0,1,2", help=field.description)]
     names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag

@@ -10,7 +10,7 @@ from conr.observer import Observer
 from conr.parameters import PrepareStage
 from conr.pipeline.prepare import prepare
 from conr.pipeline.workspace import Workspace
-from conr.text import printable
+from conr.text import counted, printable
 
 SHOWN = 3  # files or reasons of a kind that are named
 
@@ -19,20 +19,22 @@ def run(workspace: Workspace, parameters: PrepareStage, observer: Observer) -> s
     """Pack the images; returns the summary."""
     manifest = prepare(workspace, parameters, observer)
     size, scored = manifest.image_size, manifest.count - manifest.score_start
-    lines = [
-        f"{manifest.count:,} images of {size}×{size} pixels from {printable(manifest.source)} in {workspace.store}"
-    ]
+    images = f"{counted(manifest.count, 'image')} of {size}×{size} pixels"
+    lines = [f"{images} from {printable(manifest.source)} in {workspace.store}"]
     if min(manifest.train_count, scored) < manifest.count:
         lines.append(f"{manifest.train_count:,} to train on, {scored:,} to score")
     if manifest.labels is not None:
         known = sum(label >= 0 for label in manifest.labels)
-        lines.append(f"{known:,} labels of {len(manifest.class_names)} classes, for scores only")
+        lines.append(
+            f"{counted(known, 'label')} of {counted(len(manifest.class_names), 'class', 'classes')}, for scores only"
+        )
     if manifest.imbalance > 1:
         lines.append(_long_tail(manifest))
     lines += map(printable, manifest.notes)
     lines += _left_out(manifest, f"{workspace.store}/manifest.json")
-    lines += _named(manifest, manifest.blank, "images have a single color")
-    lines += _named(manifest, [image for image, _ in manifest.duplicates], "images equal another one")
+    lines += _named(manifest, manifest.blank, "image has a single color", "images have a single color")
+    equal = [image for image, _ in manifest.duplicates]
+    lines += _named(manifest, equal, "image equals another one", "images equal another one")
     return "\n".join(lines)
 
 
@@ -46,12 +48,13 @@ def _left_out(manifest: Manifest, table: str) -> list[str]:
         reasons = Counter(reason for _, reason in skipped if reason not in (OTHER_SUFFIX, NO_SUFFIX))
         sums = [by_suffix(others)] if others else []
         sums += [f"{count:,} × {printable(reason)}" for reason, count in reasons.most_common(SHOWN)]
-        lines.append(f"{len(skipped):,} files or folders skipped ({', '.join(sums)}); {table} lists them all:")
+        number = counted(len(skipped), "file or folder", "files or folders")
+        lines.append(f"{number} skipped ({', '.join(sums)}); {table} lists them all:")
         lines += [f"  {printable(file)}: {printable(reason)}" for file, reason in skipped[:SHOWN]]
     if len(skipped) > manifest.count:
         lines.append("warning: more files were skipped than packed; is prepare.path the right folder?")
     if broken:
-        lines.append(f"{len(broken):,} images cannot be read; {table} lists them all:")
+        lines.append(f"{counted(len(broken), 'image')} cannot be read; {table} lists them all:")
         firsts = {reason: file for file, reason in reversed(broken)}
         lines += [
             f"  {count:,} × {printable(reason)}; the first: {printable(firsts[reason])}"
@@ -60,12 +63,12 @@ def _left_out(manifest: Manifest, table: str) -> list[str]:
     return lines
 
 
-def _named(manifest: Manifest, images: Sequence[int], what: str) -> list[str]:
+def _named(manifest: Manifest, images: Sequence[int], one: str, more: str) -> list[str]:
     """How many images are of a kind, and the first of them."""
     if not images:
         return []
     names = ", ".join(printable(manifest.files[image]) for image in images[:SHOWN])
-    return [f"{len(images):,} {what}: {names}{', …' if len(images) > SHOWN else ''}"]
+    return [f"{counted(len(images), one, more)}: {names}{', …' if len(images) > SHOWN else ''}"]
 
 
 def _long_tail(manifest: Manifest) -> str:

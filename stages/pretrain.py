@@ -6,8 +6,10 @@ from conr.parameters import PretrainStage
 from conr.pipeline.frozen import embed_frozen_share
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import Workspace
+from conr.training.launcher import under_torchrun
 
 
+@under_torchrun
 def run(workspace: Workspace, parameters: PretrainStage, engine: Engine, observer: Observer) -> str:
     """Train, or resume; of a frozen backbone take the features, or a share of them. Returns the summary."""
     if engine.is_share:

@@ -19,6 +19,7 @@ from conr.pipeline.naming import identity_of
 from conr.pipeline.prepare import prepare
 from conr.pipeline.records import write_record
 from conr.pipeline.workspace import Workspace
+from conr.report.page import Report, write_page
 
 SIZE = 8
 
@@ -58,6 +59,7 @@ def finish(workspace: Workspace, encoder: Path, clusters: Mapping[str, int]) -> 
     memory = remember(embeddings, numbers, centroids, by_votes=True)
     write_clusterer(workspace.clusterer, workspace.encoder, memory, identity_of(files, numbers))
     write_text(workspace.summary, "all is well\n")
+    write_page(Report("All is well", [], {}, [], [], []), workspace.report)
     made_by = {"encoder": sha256_of(encoder)}
     write_record(workspace.embedded, [workspace.embeddings(0)], [0], made_by)
     write_record(workspace.results, [workspace.centroids], [0], made_by, method="graph")

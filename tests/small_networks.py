@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from conr.training.checkpoints import Checkpoint
 from conr.training.weights import ModelSpec
@@ -20,6 +21,16 @@ def patterned(labels: NDArray[np.int64], noise: float = 20.0) -> NDArray[np.uint
     patterns = random.integers(0, 256, (labels.max() + 1, 8, 8, 3))
     noisy = patterns[labels] + random.normal(scale=noise, size=(len(labels), 8, 8, 3))
     return noisy.clip(0, 255).astype(np.uint8)
+
+
+class SmallEncoder(nn.Sequential):
+    """One convolution, in the place of `conr.models.resnet.Encoder`."""
+
+    features = 8
+
+    def __init__(self, *arguments: object) -> None:
+        layers = nn.Conv2d(3, self.features, 3, bias=False), nn.BatchNorm2d(self.features), nn.ReLU()
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 class Unsaved(Checkpoint):

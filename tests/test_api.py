@@ -10,6 +10,7 @@ import pytest
 from colored import colored_images, quick
 from PIL import Image
 from recorder import Recorder
+from small_networks_onnx import write_network
 
 import conr
 from conr.api import Result, cluster
@@ -131,11 +132,14 @@ def test_small_images_keep_their_size_and_large_ones_are_reduced(side: int, size
     assert open_store(tmp_path / "artifacts/store").manifest.image_size == size
 
 
-def test_without_a_workspace_the_run_lives_as_long_as_its_result() -> None:
+@pytest.mark.filterwarnings("ignore:network.backbone:conr.errors.Note")
+def test_without_a_workspace_the_run_lives_as_long_as_its_result(tmp_path: Path) -> None:
     images, colors = colored_images()
+    backbone = f"onnx:{write_network(tmp_path / 'tiny.onnx')}"
+    parameters = quick().changed({"clusters": 4, "network.backbone": backbone, "finetune.epochs": 0})
     with pytest.raises(UserError, match=r"61 .*60"):
         conr.cluster(images, 3, parameters=quick(), labels=[*colors, 0])
-    result = conr.cluster(images, parameters=quick().changed({"clusters": 4}), labels=colors.tolist())
+    result = conr.cluster(images, parameters=parameters, labels=colors.tolist())
     assert {"acc", "nmi", "ari"} <= result.scores.keys()
     assert len(np.load(result.workspace.centroids)) == 4, "as the parameters say"
     root = result.workspace.root

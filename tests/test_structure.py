@@ -81,7 +81,7 @@ IMPORTS = {module: imports(module) for module in FILES}
 
 
 def test_imports_are_read_in_all_their_forms() -> None:
-    assert "conr.training.views" in IMPORTS["conr.training.loop"]  # from a module
+    assert "conr.training.views" in IMPORTS["conr.training.step"]  # from a module
     assert "conr.pipeline.params_file" in IMPORTS["conr.pipeline.presets"]  # a module from its package
     assert "conr.stages.flags" in IMPORTS["conr.stages.cli"]  # relative
     assert "conr.frameworks" in IMPORTS["conr.parameters.stages"]  # in a function

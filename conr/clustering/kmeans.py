@@ -8,7 +8,6 @@ on a part of the samples first, and then only the best of them on all.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -257,6 +256,8 @@ def _with_faiss(
     features: Tensor, clusters: int, seeds: list[list[int]], max_iter: int, start: Tensor | None, spherical: bool
 ) -> tuple[Tensor, Tensor, float]:
     """`kmeans_tensors` by faiss, one initialization after the other."""
+    import faiss  # here: a training on a GPU, and of many images, does without it
+
     samples, results = features.numpy(), []
     for seed in seeds:
         run = faiss.Kmeans(

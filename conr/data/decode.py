@@ -148,6 +148,9 @@ def _reason(error: Exception) -> str:
     """Why a file cannot be decoded, the same for all files of which it is true."""
     if isinstance(error, UnidentifiedImageError):
         return "what follows its first bytes is no image"
+    if isinstance(error, OSError) and error.filename:
+        gone = isinstance(error, FileNotFoundError)
+        return f"not there when it was read ({error.strerror})" if gone else str(error.strerror)
     if "truncated" in str(error).lower():
         return "the file ends too early (truncated)"
     return str(error) or type(error).__name__

@@ -1,8 +1,10 @@
 """Images below a folder, at any depth: which there are, in which order, and what is left out."""
 
+import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -59,6 +61,23 @@ def images_below(
     return items, sorted(left_out + others)
 
 
+def folder_state(root: Path, name: str, exclude: Sequence[str] = ()) -> str:
+    """A short text that differs where a file below a folder is new, gone, or of another size or time of writing.
+
+    Args:
+        root, name, exclude: as in `images_below`.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in _search(root, name, lambda path: _reason_to_leave_out(path, exclude))[0]:
+        with suppress(OSError):  # gone
+            status = os.stat(f"{root}/{file}")  # noqa: PTH116
+            digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def by_suffix(files: Sequence[str]) -> str:
     """How many files have which suffix, the most frequent first."""
     counts = Counter(PurePosixPath(file).suffix.lower() or "without a suffix" for file in files).most_common()
@@ -112,7 +131,12 @@ def _search(
 
     while waiting:
         for folder, folders, names in os.walk(waiting.popleft(), onerror=leave_out):
-            status = Path(folder).stat()
+            try:
+                status = Path(folder).stat()
+            except OSError as error:  # gone since it was listed
+                leave_out(error)
+                folders.clear()
+                continue
             if (status.st_dev, status.st_ino) in searched:
                 skipped.append((relative(folder), ALREADY_SEARCHED))
                 folders.clear()

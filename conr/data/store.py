@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -192,6 +193,25 @@ def open_store(folder: Path) -> Store:
     store = Store(images, labels, manifest)
     if images.nbytes <= CHECKED:
         verify(store, folder)
+    return store
+
+
+def open_same_store(folder: Path, identity: str) -> Store:
+    """Open the store that another process has opened, perhaps on another host.
+
+    Args:
+        folder: of the store.
+        identity: of the other's images (`Manifest.training_identity`).
+
+    Raises:
+        UserError: as `open_store`; or it holds other images.
+    """
+    store = open_store(folder)
+    if store.manifest.training_identity != identity:
+        raise UserError(
+            f"{folder.absolute()} on {platform.node()} holds other images than on the host of the first process; copy "
+            "that one's to here"
+        )
     return store
 
 

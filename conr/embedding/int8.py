@@ -1,7 +1,9 @@
 """The encoder in 8-bit integers, by onnxruntime's static quantization; refused unless it gives the same embeddings.
 
 Weights are signed, a scale for each output channel; activations are unsigned, their ranges those of a sample of the
-training images. The last product and the l2-normalization stay float32: they cost little and decide the result.
+training images. The last product and the l2-normalization stay float32: they cost little and decide the result. So do
+the first convolutions of a frozen network, and all that conr put around it; the mean that is subtracted from its
+features becomes that of the int8 features.
 """
 
 from pathlib import Path
@@ -10,8 +12,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 
+from conr.embedding.nodes import NETWORK, declare
 from conr.embedding.session import INPUT, infer, open_session, properties
 from conr.errors import UserError
 from conr.files import atomic_file
@@ -21,6 +25,7 @@ CALIBRATION, HELD_OUT = 512, 256  # images, at most
 BATCH = 32
 SIMILARITY = 0.99  # least mean cosine similarity to float32; trained encoders reach 0.999 and more
 PRODUCTS = {"Gemm", "MatMul"}
+FIRST_CONVOLUTIONS = 6  # of a frozen network: they have few channels, and in int8 cost the most similarity
 
 
 def quantize(encoder: Path, images: NDArray[np.uint8], path: Path, observer: Observer = SILENT) -> float:
@@ -45,6 +50,9 @@ def quantize(encoder: Path, images: NDArray[np.uint8], path: Path, observer: Obs
     with TemporaryDirectory() as folder, atomic_file(path) as temporary:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(encoder, prepared, skip_symbolic_shape=True)  # batch norm folded, shapes inferred
+        model = onnx.load(prepared)
+        in_float32 = _around_the_network(model) if stored.preprocessing else _from_the_last_product_on(model)
+        onnx.save(model, prepared)
         with observer.task("calibrate", count):
             quantize_static(
                 prepared,
@@ -54,10 +62,12 @@ def quantize(encoder: Path, images: NDArray[np.uint8], path: Path, observer: Obs
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
-                nodes_to_exclude=_from_the_last_product_on(prepared),
+                nodes_to_exclude=in_float32,
             )
         model = onnx.load(temporary)
         onnx.helper.set_model_props(model, {"conr": stored.model_dump_json()})
+        if stored.preprocessing:
+            _correct_mean(model, onnx.load(encoder), images, calibration, Path(folder) / "features.onnx")
         temporary.write_bytes(model.SerializeToString())
         similarity = _similarity(encoder, temporary, images[held_out])
         if not similarity >= SIMILARITY:
@@ -84,11 +94,48 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is un
         return {INPUT: self.images[rows]}
 
 
-def _from_the_last_product_on(path: Path) -> list[str]:
+def _from_the_last_product_on(model: onnx.ModelProto) -> list[str]:
     """Names of the last product's node and of all after it."""
-    nodes = list(onnx.load(path).graph.node)
+    nodes = list(model.graph.node)
     last = max(position for position, node in enumerate(nodes) if node.op_type in PRODUCTS)
     return [node.name for node in nodes[last:]]
+
+
+def _around_the_network(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes around a frozen network, and of its first convolutions; nodes without a name get one."""
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{NETWORK}{number}"
+    around = [node.name for node in model.graph.node if not node.name.startswith(NETWORK)]
+    inside = [node.name for node in model.graph.node if node.name.startswith(NETWORK) and node.op_type == "Conv"]
+    return around + inside[:FIRST_CONVOLUTIONS]
+
+
+def _correct_mean(
+    model: onnx.ModelProto, original: onnx.ModelProto, images: NDArray[np.uint8], chosen: NDArray[np.int64], path: Path
+) -> None:
+    """Add to the mean that is subtracted from a frozen network's features how much int8 changes their mean.
+
+    It is the bias correction of Nagel et al. (2019, arXiv:1906.04721), of the last layer alone and from images.
+    """
+    node = next(node for node in model.graph.node if node.op_type == "Sub" and not node.name.startswith(NETWORK))
+    features, name = node.input
+    mean = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    before, after = (_mean(part, features, mean.dims[0], images, chosen, path) for part in (original, model))
+    mean.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(mean) + (after - before), name))
+
+
+def _mean(
+    model: onnx.ModelProto, value: str, length: int, images: NDArray[np.uint8], chosen: NDArray[np.int64], path: Path
+) -> NDArray[np.float32]:
+    """Mean over images of a value in a graph, (B, length); the graph up to it is written to a temporary file."""
+    shortened = onnx.ModelProto()
+    shortened.CopyFrom(model)
+    del shortened.graph.output[:]
+    shortened.graph.output.append(declare(value, TensorProto.FLOAT, ("batch", length)))
+    onnx.save(shortened, path)
+    parts = (images[chosen[first : first + BATCH]] for first in range(0, len(chosen), BATCH))
+    mean: NDArray[np.float32] = np.concatenate(list(infer(open_session(path, "cpu"), parts))).mean(axis=0)
+    return mean
 
 
 def _similarity(first: Path, second: Path, images: NDArray[np.uint8]) -> float:

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from conr.models.backbones import Preprocessing
 
 OLDEST_OPSET = 8
+NETWORK = "network/"  # what the names of nodes of a frozen network begin with
 TINY = 1e-12  # least length that a vector is divided by, as in torch.nn.functional.normalize
 
 

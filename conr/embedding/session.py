@@ -94,9 +94,9 @@ def properties(session: onnxruntime.InferenceSession) -> Properties:
 
 
 def batch_size(session: onnxruntime.InferenceSession, image_size: int) -> int:
-    """How many images of that height and width an encoder gets in one call."""
-    inside = properties(session).preprocessing
-    pixels, most = max(image_size, inside.size if inside else 0), BATCH[session.get_providers()[0]]
+    """How many images `infer` passes to an encoder at a time: on the CPU 128 of up to 32 pixels, 2 of 224."""
+    most, inside = BATCH[session.get_providers()[0]], properties(session).preprocessing
+    pixels = max(image_size, inside.size if inside else 0)
     return max(1, min(most, most * 32**2 // pixels**2))
 
 

@@ -53,7 +53,7 @@ class Framework(ABC):
         """The framework's loss of two views of a batch, both directions included; a scalar."""
 
     def enqueue(self, outputs: Outputs) -> None:  # noqa: B027 (most frameworks have no queue)
-        """Keep what later batches need of this one, after its loss."""
+        """Keep what later batches need of this one, after its backward pass; in place from the second time on."""
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs."""

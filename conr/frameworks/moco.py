@@ -38,7 +38,8 @@ class MoCo(Framework):
     def enqueue(self, outputs: Outputs) -> None:
         """Put the keys of both views in front of the queue; the oldest leave it."""
         keys = torch.cat(outputs.unit_targets)
-        self.queue = torch.cat((keys, self._negatives(keys)))[: self.settings.queue]
+        queue = self._negatives(keys)
+        queue.copy_(torch.cat((keys, queue))[: len(queue)])
 
     def state(self) -> dict[str, Tensor]:
         """The queue."""
@@ -46,7 +47,7 @@ class MoCo(Framework):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore the queue."""
-        self.queue = state.get("queue")
+        self.queue = state["queue"].clone() if "queue" in state else None  # `enqueue` writes into it
 
     def _one_direction(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return contrastive_loss(predictions, targets, self._negatives(targets), self.settings.temperature)

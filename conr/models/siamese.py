@@ -1,7 +1,7 @@
 """The two networks of BYOL and ConNR: online (with a predictor), and target, its moving average."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conr.models.batch_norm import separate_views
 from conr.models.resnet import Encoder
+from conr.models.world import World
 
 Pair = tuple[Tensor, Tensor]  # one of each view
 
@@ -46,14 +48,25 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (B, 3, H, W) images with pixels in [0, 1] to (B, D) features, not yet normalized."""
-        normalized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.projector(self.encoder(normalized))
+        return self.features(self.standardize(images))
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """What the encoder takes: pixels with the statistics removed, channels last, in autocast's precision."""
+        standardized = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        kind = images.device.type
+        return standardized.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else standardized
+
+    def features(self, standardized: Tensor) -> Tensor:
+        """Map (B, 3, H, W) standardized images to (B, D) features, not yet normalized."""
+        features: Tensor = self.projector(self.encoder(standardized))
         return features
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What the networks make of two views of a batch: for each view a (B, D) tensor.
+
+    Of several processes that train together, each has the outputs of the whole batch.
 
     The losses compare directions. Each pair is normalized once, here, when a loss first asks for it.
 
@@ -83,6 +96,21 @@ class Outputs:
         return _unit(self.targets)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What a step computes outputs with: the networks as they are, or compiled.
+
+    Attributes:
+        online: (B, 3, H, W) standardized images → (B, D) features F_o(v).
+        predictor: these features → (B, D) predictions.
+        target: standardized images → (B, D) features F_t(v).
+    """
+
+    online: Callable[[Tensor], Tensor]
+    predictor: Callable[[Tensor], Tensor]
+    target: Callable[[Tensor], Tensor]
+
+
 class Siamese(nn.Module):
     """The two networks of BYOL: online (with a predictor) and target, which follows it and takes no gradient.
 
@@ -103,28 +131,46 @@ class Siamese(nn.Module):
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.moving_average = moving_average
         self.shuffles_target = shuffles_target
+        self.joins_views = False
 
-    def forward(self, first: Tensor, second: Tensor, generator: torch.Generator, noise_std: float = 0.0) -> Outputs:
+    def forward(
+        self,
+        first: Tensor,
+        second: Tensor,
+        generator: torch.Generator,
+        noise_std: float = 0.0,
+        networks: Networks | None = None,
+    ) -> Outputs:
         """Features, predictions and targets of two views.
 
+        Random numbers are drawn for the whole batch, so that they do not depend on the number of processes.
+
         Args:
-            first, second: (B, 3, H, W) in [0, 1].
+            first, second: (B, 3, H, W) in [0, 1]; of several processes each has its own rows (`World.rows`).
             generator: of the noise and of the target's order.
             noise_std: standard deviation of what is added to the online features before the predictor.
+            networks: another way to compute with `self.networks`.
         """
-        projections = self.online(first), self.online(second)
-        inputs = [
-            features if noise_std == 0 else _with_noise(features, noise_std, generator) for features in projections
-        ]
-        predictions = self.predictor(inputs[0]), self.predictor(inputs[1])
+        networks = networks or self.networks
+        views = self.online.standardize(first), self.online.standardize(second)
+        world = World.current()
+        projections = self._of_both(networks.online, views)
+        inputs = projections
+        if noise_std != 0:
+            first_noisy = _with_noise(projections[0], noise_std, generator, world)
+            inputs = first_noisy, _with_noise(projections[1], noise_std, generator, world)
+        predictions = self._of_both(networks.predictor, inputs)
         if not self.moving_average:
             targets = projections[0].detach(), projections[1].detach()
-        elif self.shuffles_target:
-            order = torch.randperm(len(first), device=first.device, generator=generator)
-            targets = self._project_in_order(first, order), self._project_in_order(second, order)
         else:
-            targets = self.project(first), self.project(second)
-        return Outputs(projections, predictions, targets)
+            with torch.no_grad():
+                targets = self._targets(networks.target, views, generator, world)
+        return _of_all(world, projections, predictions, targets)
+
+    @property
+    def networks(self) -> Networks:
+        """The networks as they are."""
+        return Networks(self.online.features, self.predictor, self.target.features)
 
     @torch.no_grad()
     def project(self, images: Tensor) -> Tensor:
@@ -132,29 +178,73 @@ class Siamese(nn.Module):
         features: Tensor = self.target(images)
         return features
 
-    def _project_in_order(self, images: Tensor, order: Tensor) -> Tensor:
-        features = self.project(images[order])
-        return torch.empty_like(features).index_copy_(0, order, features)
+    def _targets(
+        self, target: Callable[[Tensor], Tensor], views: Pair, generator: torch.Generator, world: World
+    ) -> Pair:
+        if not self.shuffles_target:
+            return self._of_both(target, views)
+        order = torch.randperm(len(views[0]) * world.size, device=views[0].device, generator=generator)
+        first, second = self._of_both(target, (_in_order(views[0], order, world), _in_order(views[1], order, world)))
+        return _back(first, order, world), _back(second, order, world)
+
+    def _of_both(self, network: Callable[[Tensor], Tensor], views: Pair) -> Pair:
+        """What a network makes of both views."""
+        if not self.joins_views:
+            return network(views[0]), network(views[1])
+        first, second = network(torch.cat(views)).chunk(2)
+        return first, second
+
+    def join_views(self, joined: bool) -> None:
+        """Say whether both views go through each network as one batch in training.
+
+        Statistics of batch normalization are those of each view either way, so outputs are equal up to rounding.
+        """
+        self.joins_views = joined
+        separate_views(self, 2 if joined else 1)
 
     @torch.no_grad()
-    def update_target(self, momentum: float) -> None:
-        """Move every target parameter θ' to momentum · θ' + (1 − momentum) · θ.
+    def update_target(self, weight: Tensor) -> None:
+        """Move every target parameter θ' to (1 − weight) · θ' + weight · θ, with a () float32 weight.
 
         A moving average does not change batch-norm statistics: the target collects its own from the views it sees. A
         target that is the online network copies everything.
         """
         if not self.moving_average:
-            torch._foreach_copy_(list(self.target.state_dict().values()), list(self.online.state_dict().values()))
+            theirs, ours = (list(network.state_dict().values()) for network in (self.online, self.target))
+            for kind in {tensor.dtype for tensor in ours}:  # a list of one type is copied at once
+                chosen = [number for number, tensor in enumerate(ours) if tensor.dtype == kind]
+                torch._foreach_copy_([ours[number] for number in chosen], [theirs[number] for number in chosen])
             return
         target = [parameter.data for parameter in self.target.parameters()]
         online = [parameter.data for parameter in self.online.parameters()]
-        torch._foreach_lerp_(target, online, 1 - momentum)
+        torch._foreach_lerp_(target, online, [weight] * len(target))
 
 
 def _unit(pair: Pair) -> Pair:
     return F.normalize(pair[0].float(), dim=1), F.normalize(pair[1].float(), dim=1)
 
 
-def _with_noise(features: Tensor, std: float, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(features.shape, device=features.device, generator=generator)
-    return features + std * noise
+def _in_order(images: Tensor, order: Tensor, world: World) -> Tensor:
+    """This process's rows, after those of all are put in an order."""
+    return world.rows(world.gather(images)[order]).contiguous(memory_format=torch.channels_last)
+
+
+def _back(features: Tensor, order: Tensor, world: World) -> Tensor:
+    """Undo an order of the rows."""
+    features = world.gather(features)
+    return world.rows(torch.empty_like(features).index_copy_(0, order, features))
+
+
+def _with_noise(features: Tensor, std: float, generator: torch.Generator, world: World) -> Tensor:
+    count, dimension = features.shape
+    noise = torch.randn((count * world.size, dimension), device=features.device, generator=generator)
+    return features + std * world.rows(noise)
+
+
+def _of_all(world: World, projections: Pair, predictions: Pair, targets: Pair) -> Outputs:
+    """The outputs of all processes, gathered at once."""
+    if world.size == 1:
+        return Outputs(projections, predictions, targets)
+    every = torch.stack((*projections, *predictions, *targets), dim=1)
+    projection, other, prediction, another, target, last = world.gather(every).unbind(1)
+    return Outputs((projection, other), (prediction, another), (target.detach(), last.detach()))

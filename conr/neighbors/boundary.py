@@ -51,7 +51,6 @@ def boundary_ratio(features: Tensor, pseudo_labels: Tensor, centroids: Tensor) -
     return 1 - (nearest_other - intra) / largest.clamp(min=torch.finfo(largest.dtype).tiny)
 
 
-@torch.no_grad()
 def candidates(ratio: Tensor, fraction: float) -> Tensor:
     """The samples that may search for neighbors: the ⌈fraction · B⌉ with the smallest boundary ratio (Eq. 13).
 
@@ -67,11 +66,34 @@ def candidates(ratio: Tensor, fraction: float) -> Tensor:
     """
     if ratio.ndim != 1:
         raise ValueError(f"ratio must be a vector with one value a sample, got shape {tuple(ratio.shape)}")
+    return lowest(ratio, candidate_count(fraction, len(ratio)))
+
+
+def candidate_count(fraction: float, size: int) -> int:
+    """⌈fraction · size⌉ (Eq. 13).
+
+    Raises:
+        ValueError: fraction lies outside (0, 1].
+    """
     _check_fraction("fraction", fraction)
     # Less a tolerance: 0.55 · 100 is 55.00000000000001 in binary, and that is not 56 samples.
-    keep = max(1, math.ceil(fraction * ratio.shape[0] - 1e-9))
+    return max(1, math.ceil(fraction * size - 1e-9))
+
+
+@torch.no_grad()
+def lowest(ratio: Tensor, count: int | Tensor) -> Tensor:
+    """The samples with the smallest boundary ratio.
+
+    Args:
+        ratio: (…, B) boundary ratios, of one batch or several.
+        count: how many samples of a batch; () int64 where it changes and must not be read on the host.
+
+    Returns:
+        (…, B) bool, `count` of each batch true; equal ratios are settled by the lower index.
+    """
     order = ratio.argsort(stable=True)
-    return torch.zeros_like(ratio, dtype=torch.bool).scatter_(0, order[:keep], True)
+    first = (torch.arange(ratio.shape[-1], device=ratio.device) < count).expand_as(order)
+    return torch.zeros_like(ratio, dtype=torch.bool).scatter_(-1, order, first)
 
 
 def relaxed_fraction(start: float, epoch: int, first: int, last: int) -> float:

@@ -4,6 +4,7 @@ The key in params.yaml, the command-line flag, the validation and `--help` follo
 the paper's for CIFAR-10. This package is no dependency of a stage in dvc.yaml: values are tracked through params.yaml.
 """
 
+from conr.parameters.execution import Training
 from conr.parameters.groups import Optimizer, Prepare, Views
 from conr.parameters.stages import (
     STAGES,
@@ -27,5 +28,6 @@ __all__ = [
     "PrepareStage",
     "PretrainStage",
     "Stage",
+    "Training",
     "Views",
 ]

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from conr.errors import UserError
 from conr.neighbors.settings import ConAff
+from conr.parameters.execution import Training, cannot_share
 from conr.parameters.groups import (
     Boundary,
     Evaluate,
@@ -61,7 +62,10 @@ def _number_or_range(value: object) -> object:
 Clusters = Annotated[
     int | str,
     BeforeValidator(_number_or_range),
-    Field(description="K, the number of clusters; auto, or a range such as 5-30: proposed from the features"),
+    Field(
+        description="K, the number of clusters; auto, or a range such as 5-30: proposed from the features",
+        examples=["K", "auto", "A-B"],
+    ),
 ]
 Neighbors = Annotated[int, Field(ge=1, description="k, contextually affinitive neighbors per sample (Eq. 7)")]
 K1 = Annotated[int, Field(ge=1, description="k1, neighbors that define the reciprocal encoding (Eq. 3)")]
@@ -97,11 +101,12 @@ class PretrainStage(Stage):
     framework: Framework = Framework()
     views: Views = Views()
     optimizer: Optimizer = Optimizer()
+    training: Training = Training()
     pretrain: Pretrain = Pretrain()
 
     @model_validator(mode="after")
     def _groups_divide_pretraining(self) -> Self:
-        _check_divides(self.network.bn_group, "pretrain", self.pretrain.batch_size)
+        _check_divides(self.network.bn_group, self.training.processes, "pretrain", self.pretrain.batch_size)
         return self
 
 
@@ -174,6 +179,7 @@ class FinetuneStage(_Seeds, _Neighbors):
     boundary: Boundary = Boundary()
     views: Views = Views()
     optimizer: Optimizer = Optimizer()
+    training: Training = Training()
     finetune: Finetune = Finetune()
 
     @model_validator(mode="after")
@@ -267,7 +273,7 @@ class Parameters(EvaluateStage, ExtractStage, FinetuneStage, PretrainStage, Prep
 
     @model_validator(mode="after")
     def _groups_divide_finetuning(self) -> Self:
-        _check_divides(self.network.bn_group, "finetune", self.finetune.batch_size)
+        _check_divides(self.network.bn_group, self.training.processes, "finetune", self.finetune.batch_size)
         return self
 
     @model_validator(mode="after")
@@ -290,13 +296,15 @@ STAGES: dict[str, type[Stage]] = {
 }
 
 
-def _check_divides(group: int, stage: str, batch_size: int) -> None:
+def _check_divides(group: int, processes: int | str, stage: str, batch_size: int) -> None:
     if group == 1:
         raise contradiction(
             "network.bn_group = 1 leaves nothing to normalize by; use 2 or more, or 0 for the whole batch"
         )
     if group and batch_size % group:
         raise contradiction(f"network.bn_group = {group} does not divide {stage}.batch_size = {batch_size}")
+    if isinstance(processes, int) and (problem := cannot_share(processes, stage, batch_size, group)):
+        raise contradiction(problem)
 
 
 def _needs_instance_loss(framework: str) -> bool:

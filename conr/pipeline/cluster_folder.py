@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ruamel.yaml import YAML
 
 from conr.data.decode import dimensions, resize
-from conr.data.folders import images_below
+from conr.data.folders import folder_state, images_below
 from conr.data.reading import read_chunk
 from conr.data.sources import check_folder
 from conr.embedding.frozen import write_frozen_encoder
@@ -78,7 +78,8 @@ def plan(
     Args:
         folder: searched at any depth.
         clusters: K, auto or a range; None for what the project has, at first auto.
-        output: the project's folder; None for conr-NAME in the current folder.
+        output: the project's folder; None for the current folder if it is the project of these images, else for
+            conr-NAME in it.
         backbone: as network.backbone; None for what the project has, at first efficientnet-lite0.
         refine: whether ConNR trains heads on the features.
         labels: as prepare.labels, for scores only; None for what the project has, at first none.
@@ -88,7 +89,7 @@ def plan(
     """
     check_folder(folder)
     folder = folder.resolve()
-    target = (Path(f"conr-{folder.name}") if output is None else output).resolve()
+    target = (_project_of(folder) if output is None else output).resolve()
     if target.is_relative_to(folder):
         if output is not None:
             raise UserError(f"--output {output} lies in {folder}, whose images are grouped; name a folder outside it")
@@ -131,6 +132,16 @@ def plan(
         embedding = _embedding(parse_backbone(own, relative), parameters, pixels)
         seconds = _expected(len(items), reading, embedding, isinstance(parameters.clusters, str))
     return Plan(folder, target, len(items), (width, height), seconds, parameters, changes, resumes)
+
+
+def _project_of(folder: Path) -> Path:
+    """The project of a folder of images, which one is in or which lies or will lie in the current folder."""
+    if Path(params_file.NAME).exists():
+        with suppress(UserError):
+            prepare = params_file.read().prepare
+            if prepare.source == "folder" and Path(prepare.path).resolve() == folder:
+                return Path()
+    return Path(f"conr-{folder.name}")
 
 
 def _embedding(backbone: Backbone, parameters: Parameters, pixels: list[NDArray[np.uint8]]) -> float:
@@ -189,6 +200,20 @@ def _change(path: Path, changes: dict[str, Any]) -> None:
         group[name] = value
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml.dump(content, file)
+
+
+def has_changed(plan: Plan) -> bool:
+    """Whether the folder of images is another than when it was packed, or this is not known.
+
+    DVC does not always know: it looks at the folder once the stage has ended, and takes files that came while the
+    stage read the folder for files that the stage has read.
+    """
+    before = plan.workspace.packed_folder
+    try:
+        now = folder_state(plan.folder, str(plan.folder), plan.parameters.prepare.exclude)
+    except UserError:  # it is gone
+        return True
+    return not before.exists() or before.read_text(encoding="utf-8") != now
 
 
 def remove_unused(plan: Plan) -> None:

@@ -38,8 +38,14 @@ BUDGET = 5.0  # seconds that the steps of an epoch of the second should take
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 # The time of a step does not depend on the learning rate: with next to none no trial diverges, and what begins after
 # the warm-up (noise, prototype scattering) is timed from the first epoch on.
-CHANGES = {"optimizer.base_learning_rate": 1e-9, "optimizer.warmup_epochs": 0, "seeds": []}
+CHANGES = {
+    "optimizer.base_learning_rate": 1e-9,
+    "optimizer.warmup_epochs": 0,
+    "training.processes": 1,
+    "seeds": [],
+}
 NOTES = (
+    "Timed with one process: several (training.processes) are faster.",
     "Timed with fresh networks: on the features of trained ones k-means may take more iterations, or fewer.",
     "extract and evaluate come on top: extract embeds all images once with pretrain's weights and once per seed.",
 )

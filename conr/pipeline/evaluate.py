@@ -234,8 +234,10 @@ def _choice(workspace: Workspace, parameters: EvaluateStage, drawings: Drawings)
     proposal = load_json(workspace.proposal, Proposal, "run conr finetune again")
     if proposal.clusters != parameters.number:
         return None
-    drawings.add("number_of_clusters", "Criteria for the number of clusters", lambda: choose_figure(proposal))
+    own = Drawings(drawings.folder)
+    own.add("number_of_clusters", "Criteria for the number of clusters", lambda: choose_figure(proposal))
+    drawings.notes += own.notes
     text = f"{proposal.clusters} clusters were proposed by the {proposal.criterion}."
     if not proposal.clear:
         text += " No number stands out: compare others with conr clusters 2-40."
-    return Choice(text)
+    return Choice(text, *own.captions[0]) if own.captions else Choice(text)

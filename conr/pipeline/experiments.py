@@ -28,6 +28,7 @@ from conr.parameters import Parameters, PretrainStage
 from conr.pipeline.checks import check_data, fit_batches
 from conr.pipeline.finetune import finetune
 from conr.pipeline.pretrain import pretrain
+from conr.pipeline.records import NO_OTHER_RUN
 from conr.pipeline.workspace import TrainingFiles, Workspace
 from conr.processes import Workers, cores
 from conr.training.checkpoints import Checkpoint, fingerprint
@@ -166,15 +167,18 @@ def _runs(
     manifest = open_store(workspace.store).manifest
     images = (manifest.checksum, manifest.train_count, manifest.score_start, manifest.labels)
     runs = {}
+    if parameters.training.processes == "auto":  # the trainings themselves run side by side
+        parameters = parameters.changed({"training.processes": 1})
     for row in experiments:
         for seed in seeds:
             own = parameters.changed({**row.changes, "seed": seed, "seeds": []})
             check_data(own, manifest)
             own = fit_batches(own, manifest)
             # What the pretrained features and their scores depend on; then what all depends on.
-            shared = own.model_dump(include={*PretrainStage.model_fields, "clusters", "evaluate"})
+            shared = own.model_dump(include={*PretrainStage.model_fields, "clusters", "evaluate"}, exclude=NO_OTHER_RUN)
             first = fingerprint("pretrain", shared, *images)
-            second = fingerprint("finetune", own.model_dump(exclude={"prepare", "extract"}), *images)
+            everything = own.model_dump(exclude={"prepare": True, "extract": True, **NO_OTHER_RUN})
+            second = fingerprint("finetune", everything, *images)
             before, after = (
                 Workspace.at(workspace.experiments / name) for name in (f"pretrain-{first}", f"finetune-{second}")
             )
@@ -261,12 +265,14 @@ def _train(run: _Run, workspace: Workspace, threads: int, number: int) -> None:
     """Train and score, in a worker process. What an interrupted one has trained is only scored."""
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
-    own, observer = run.workspace, _EpochCounter(number)
+    own, observer, parameters = run.workspace, _EpochCounter(number), run.parameters
+    if parameters.training.threads == "auto":
+        parameters = parameters.changed({"training.threads": threads})
     own.borrow(workspace, "artifacts/store")
     if run.parent is not None:
         own.borrow(run.parent, "artifacts/pretrain")
     if not run.files.log.exists():
-        (pretrain if run.parent is None else finetune)(own, run.parameters, observer)
+        (pretrain if run.parent is None else finetune)(own, parameters, observer)
     scores = score(own, run.parameters, load_weights(run.files.weights)[0].target)
     write_json(run.scores_file, _Scores(scores))
     if run.parent is not None:

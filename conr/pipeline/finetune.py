@@ -5,12 +5,13 @@ It also settles the number of clusters, of which group concordance makes use.
 
 import shutil
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.data.store import Store, open_store
+from conr.data.store import Store, open_same_store, open_store
 from conr.errors import UserError
 from conr.files import load_array, sha256_of
 from conr.models.cluster_heads import save_head
@@ -18,14 +19,17 @@ from conr.models.siamese import Siamese
 from conr.observer import SILENT, Observer
 from conr.parameters import FinetuneStage
 from conr.pipeline.checks import check_data, fit_batches
-from conr.pipeline.records import read_record, write_record
+from conr.pipeline.records import NO_OTHER_RUN, read_record, write_record
 from conr.pipeline.settle import settle
 from conr.pipeline.workspace import Workspace, writes
 from conr.refinement import objective
 from conr.refinement.heads import HeadSettings, refine_heads
 from conr.training.checkpoints import Checkpoint, fingerprint
+from conr.training.compute import Compute
+from conr.training.launcher import choose_processes, train_together
 from conr.training.log import Row, write_log
 from conr.training.objective import Context
+from conr.training.threads import training_threads
 from conr.training.weights import ModelSpec, load_weights, save_weights
 
 AGAIN = "run conr pretrain again"
@@ -56,7 +60,8 @@ def finetune(workspace: Workspace, parameters: FinetuneStage, observer: Observer
     with ExitStack() as held:
         for seed in logs if parameters.finetune.epochs else ():
             own = parameters.model_copy(update={"seed": seed, "seeds": []})
-            name = fingerprint("finetune", own.model_dump(), store.manifest.training_identity, parent)
+            identity = store.manifest.training_identity
+            name = fingerprint("finetune", own.model_dump(exclude=NO_OTHER_RUN), identity, parent)
             checkpoints.append(Checkpoint(held.enter_context(workspace.own_checkpoint(f"finetune-{name}"))))
             train = _train_heads if workspace.pretrained.is_frozen else _train_networks
             logs[seed] = train(workspace, own, store, checkpoints[-1], observer, named=bool(parameters.seeds))
@@ -77,14 +82,37 @@ def _train_networks(
     observer: Observer,
     named: bool,
 ) -> list[Row]:
-    model, spec, epochs = _load_pretrained(workspace.pretrained.weights, parameters)
-    images, labels = store.training_images, store.training_labels
+    weights, identity = workspace.pretrained.weights, store.manifest.training_identity
+    spec = _load_pretrained(weights, parameters)[1]
+    device, size = Compute.choose(parameters.device, parameters.precision).device, parameters.finetune.batch_size
+    processes = choose_processes(parameters.training.processes, device, "finetune", size, spec.bn_group)
     name = f"finetune, seed {parameters.seed}" if named else "finetune"
-    rows = objective.finetune(model, images, labels, parameters, epochs, checkpoint, observer, name)
+    job = partial(_refine, workspace.store, identity, weights, parameters, checkpoint, name)
+    with training_threads(parameters.training.threads, device, checkpoint.folder):
+        model, epochs, rows = train_together(job, processes, observer)
     files = workspace.finetuned(parameters.seed)
     save_weights(files.weights, model, spec, epochs + len(rows))
     write_log(files.log, rows)
     return rows
+
+
+def _refine(
+    folder: Path,
+    identity: str,
+    weights: Path,
+    parameters: FinetuneStage,
+    checkpoint: Checkpoint,
+    name: str,
+    observer: Observer,
+) -> tuple[Siamese, int, list[Row]]:
+    """Refine networks on a store, which must be the one of that identity: what each of several processes does.
+
+    Returns:
+        The networks, the epochs of their pretraining, and the log.
+    """
+    store, (model, _, epochs) = open_same_store(folder, identity), _load_pretrained(weights, parameters)
+    images, labels = store.training_images, store.training_labels
+    return model, epochs, objective.finetune(model, images, labels, parameters, epochs, checkpoint, observer, name)
 
 
 def _train_heads(

@@ -14,6 +14,7 @@ from conr.files import load_array, load_table, write_table, write_text
 from conr.pipeline.clusterer import rename_in_clusterer
 from conr.pipeline.exports import rename_in_parquet
 from conr.pipeline.workspace import Workspace, writes
+from conr.report.page_names import rename_in_page
 from conr.text import no_formula, printable
 
 COLUMNS = ["clustering", "cluster", "name"]
@@ -110,8 +111,8 @@ def present_names(workspace: Workspace) -> dict[int, str]:
 def name_clusters(workspace: Workspace, names: Mapping[int, str] | None = None) -> dict[int, str]:
     """Change names of clusters, and show in the results what the table of names says.
 
-    The tables of assignments, clusterer.onnx and the summary are written again; nothing is computed. The table of names
-    gets a row for every cluster of this clustering, to be filled in; rows of other clusterings stay.
+    The tables of assignments, clusterer.onnx, the page and the summary are written again; nothing is computed. The
+    table of names gets a row for every cluster of this clustering, to be filled in; rows of other clusterings stay.
 
     Args:
         workspace: of a finished run.
@@ -157,6 +158,10 @@ def _show(workspace: Workspace, names: Mapping[int, str]) -> None:
         rename_in_parquet(workspace.explorable, names)
     if workspace.clusterer.exists():
         rename_in_clusterer(workspace.clusterer, names)
+    if workspace.report.exists() and not rename_in_page(workspace.report, names):
+        _note(
+            f"{workspace.report} is of an older version of conr: it shows the names after conr evaluate, or dvc repro"
+        )
     if workspace.summary.exists():
         lines = workspace.summary.read_text(encoding="utf-8").splitlines()
         lines = [line for line in lines if not line.startswith(LINE)] + names_line(names)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from conr.data.folders import folder_state
 from conr.data.items import Source
 from conr.data.pack import check_target, pack
-from conr.data.sources import open_source
+from conr.data.sources import check_folder, open_source
 from conr.data.store import Manifest
 from conr.errors import UserError
+from conr.files import write_text
 from conr.observer import SILENT, Observer
 from conr.parameters import PrepareStage
 from conr.pipeline.workspace import Workspace, writes
@@ -31,11 +33,17 @@ def prepare(
         UserError: the images are missing, or too many are broken.
     """
     check_target(workspace.store)
-    if source is None and parameters.prepare.source == "folder":
-        _check_apart(workspace, Path(parameters.prepare.path))
     root = str(workspace.outside(parameters.prepare.root))
     settings = parameters.prepare.model_copy(update={"root": root})
-    return pack(open_source(settings) if source is None else source, settings, workspace.store, observer)
+    if source is not None or settings.source != "folder":
+        return pack(source or open_source(settings), settings, workspace.store, observer)
+    folder = Path(settings.path)
+    _check_apart(workspace, folder)
+    check_folder(folder)
+    before = folder_state(folder, f"prepare.path: {folder}", settings.exclude)  # it may change while it is read
+    manifest = pack(open_source(settings), settings, workspace.store, observer)
+    write_text(workspace.packed_folder, before)
+    return manifest
 
 
 def _check_apart(workspace: Workspace, images: Path) -> None:

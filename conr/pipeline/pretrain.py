@@ -1,8 +1,10 @@
 """pretrain: the store → networks trained with instance concordance (BYOL)."""
 
 import warnings
+from functools import partial
+from pathlib import Path
 
-from conr.data.store import Manifest, open_store
+from conr.data.store import Manifest, open_same_store, open_store
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.errors import Note
 from conr.models.backbones import IMAGENET_MEAN, IMAGENET_STD, identity, parse_backbone
@@ -13,11 +15,14 @@ from conr.parameters import PretrainStage
 from conr.parameters.groups import SCRATCH
 from conr.pipeline.checks import check_data, fit_batches
 from conr.pipeline.frozen import embed_frozen
-from conr.pipeline.records import write_record
+from conr.pipeline.records import NO_OTHER_RUN, write_record
 from conr.pipeline.workspace import Workspace, writes
 from conr.training import pretraining
 from conr.training.checkpoints import Checkpoint, fingerprint
+from conr.training.compute import Compute
+from conr.training.launcher import choose_processes, train_together
 from conr.training.log import Row, write_log
+from conr.training.threads import training_threads
 from conr.training.weights import ModelSpec, save_weights
 
 
@@ -44,18 +49,31 @@ def pretrain(
     backbone, weights = identity(parse_backbone(asked.network.backbone)), starting_weights(asked)
     parameters, spec = fit_batches(asked, store.manifest), model_spec(asked, store.manifest, weights)
     _note_overridden(asked, spec)
-    model = spec.build(parameters.seed)
-    if weights is not None:
-        for network in (model.online, model.target):
-            network.encoder.load_state_dict(weights.state)
-    run = fingerprint("pretrain", parameters.model_dump(), store.manifest.training_identity, backbone)
-    images, labels = store.training_images, store.training_labels
+    device, size = Compute.choose(asked.device, asked.precision).device, parameters.pretrain.batch_size
+    processes = choose_processes(asked.training.processes, device, "pretrain", size, spec.bn_group)
+    images = store.manifest.training_identity
+    run = fingerprint("pretrain", parameters.model_dump(exclude=NO_OTHER_RUN), images, backbone)
     with workspace.own_checkpoint(f"pretrain-{run}") as folder:
         checkpoint = Checkpoint(folder)
-        rows = pretraining.pretrain(model, images, labels, parameters, checkpoint, observer)
+        job = partial(_train, workspace.store, images, spec, parameters, checkpoint)
+        with training_threads(asked.training.threads, device, folder):
+            model, rows = train_together(job, processes, observer)
         save_pretrained(workspace, model, spec, asked, store.manifest, rows, backbone=backbone)
         checkpoint.remove()
     return rows
+
+
+def _train(
+    folder: Path, identity: str, spec: ModelSpec, parameters: PretrainStage, checkpoint: Checkpoint, observer: Observer
+) -> tuple[Siamese, list[Row]]:
+    """Train networks on a store, which must be the one of that identity: what each of several processes does."""
+    store, model = open_same_store(folder, identity), spec.build(parameters.seed)
+    weights = starting_weights(parameters)
+    if weights is not None:
+        for network in (model.online, model.target):
+            network.encoder.load_state_dict(weights.state)
+    images, labels = store.training_images, store.training_labels
+    return model, pretraining.pretrain(model, images, labels, parameters, checkpoint, observer)
 
 
 def save_pretrained(

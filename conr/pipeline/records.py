@@ -11,7 +11,14 @@ from conr.parameters import STAGES, Parameters, Stage
 from conr.parameters.keys import flat
 from conr.pipeline.workspace import RECORD, Record, Workspace
 
-ANYWHERE = ("device", "precision", "seeds")  # another one is no other run, or is refused
+ANYWHERE = (
+    "device",
+    "precision",
+    "seeds",
+    "training.processes",
+    "training.threads",
+)  # another one is no other run, or is refused
+NO_OTHER_RUN = {"training": {"processes", "threads"}}  # the same of what a fingerprint would depend on
 SHOWN = 8  # digits of a hash that a message shows
 
 

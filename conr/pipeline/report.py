@@ -60,7 +60,8 @@ def draw_figures(drawings: Drawings, result: Evaluation, store: Store, logs: Log
                 "Some names in the figures have characters that no font here can draw; they are written as codes. "
                 "Install a font that has them, such as Noto Sans CJK."
             )
-    drawings.add("training", "Training, epoch by epoch", lambda: figures.training_figure(*logs))
+    if any(logs):
+        drawings.add("training", "Training, epoch by epoch", lambda: figures.training_figure(*logs))
 
 
 def _confusion_figure(agreement: Agreement, store: Store) -> Figure:

@@ -163,6 +163,11 @@ class Workspace:
         """The folder of what keeps two processes from the same work."""
         return self.scratch / "locks"
 
+    @property
+    def packed_folder(self) -> Path:
+        """What the folder of images was like when its packing began (`conr.data.folders.folder_state`)."""
+        return self.scratch / "packed_folder.txt"
+
     def checkpoint(self, name: str) -> Path:
         """The folder of the state of an unfinished training."""
         return self.scratch / "checkpoints" / name

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conr.frameworks import Framework
 from conr.losses.prototypes import membership, prototype_scattering
-from conr.training.terms import Step, Term
+from conr.training.terms import Batch, Term
 
 
 def group_compactness(predictions: Tensor, target: Tensor, members: Tensor) -> Tensor:
@@ -66,16 +66,16 @@ class BoostTerm(Term):
         self.framework, self.clusters = framework, clusters
         self.temperature, self.largest = temperature, largest
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """The three parts, with equal weights."""
-        outputs, traced = step.outputs, step.observer.traced
+        outputs, traced = batch.outputs, batch.observer.traced
         total = self.framework.instance_loss(outputs)
         traced("boosted instance loss", total)
         for view, other in ((0, 1), (1, 0)):
             target = outputs.unit_targets[other]
-            trusted = high_confidence(target, step.pseudo_labels, self.largest)
+            trusted = high_confidence(target, batch.pseudo_labels, self.largest)
             traced("confident samples", trusted)
-            members = membership(step.pseudo_labels, self.clusters, trusted)
+            members = membership(batch.pseudo_labels, self.clusters, trusted)
             compactness = group_compactness(outputs.unit_predictions[view], target, members)
             traced("compactness", compactness)
             apart = prototype_scattering(outputs.unit_projections[view], target, members, self.temperature)

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from conr.losses.concordance import check_shapes, symmetrized
-from conr.neighbors.boundary import boundary_ratio, candidates
+from conr.losses.concordance import check_shapes
+from conr.neighbors.boundary import boundary_ratio, candidate_count, lowest
 from conr.neighbors.purity import purity_by_rank
-from conr.training.terms import Step, Term
+from conr.training.terms import Batch, Term
 
-Search = Callable[[Tensor], Tensor]  # (B, D) unit features → (B, k) int64 neighbors in the batch
+Search = Callable[[Tensor], Tensor]  # (V, B, D) unit features of V batches → (V, B, k) int64 neighbors in each batch
 
 
 def group_concordance(
@@ -62,60 +62,75 @@ class GroupTerm(Term):
 
     Args:
         search: finds the neighbors in a batch.
+        batch_size: samples in a batch, B.
         fraction_at: epoch, counted from 0 within the stage → share of candidates f_r (Eq. 12).
         divisor: as for `group_concordance`.
         labels: (N,) int64 on the device, for the log only, −1 where unknown; or None.
+        device: of the batches.
     """
 
     name = "group"
 
     def __init__(
-        self, search: Search, fraction_at: Callable[[int], float], divisor: str, labels: Tensor | None
+        self,
+        search: Search,
+        batch_size: int,
+        fraction_at: Callable[[int], float],
+        divisor: str,
+        labels: Tensor | None,
+        device: torch.device,
     ) -> None:
         super().__init__()
-        self.search, self.fraction_at, self.divisor, self.labels = search, fraction_at, divisor, labels
+        self.search, self.batch_size, self.fraction_at = search, batch_size, fraction_at
+        self.divisor, self.labels = divisor, labels
         self.fraction = 1.0
-        self.counts: Tensor | None = None  # directions, sum of their shares of candidates, purities, sum of these
+        self._kept = torch.tensor(batch_size, device=device)  # candidates of a direction
+        # Directions, sum of their shares of candidates, purities, sum of these.
+        self._counts = torch.zeros(4, device=device)
 
     def start_epoch(self, epoch: int) -> None:
         """Set the share of candidates, and count from zero."""
-        self.fraction, self.counts = self.fraction_at(epoch), None
+        self.fraction = self.fraction_at(epoch)
+        self._kept.fill_(candidate_count(self.fraction, self.batch_size))
+        self._counts.zero_()
 
-    def __call__(self, step: Step) -> Tensor:
-        """Both directions."""
-        assert step.centroids is not None
-        centroids, traced = step.centroids, step.observer.traced
-
-        def one_direction(prediction: Tensor, target: Tensor) -> Tensor:
-            neighbors = self.search(target)
-            traced("neighbors", neighbors)
-            ratio = boundary_ratio(target, step.pseudo_labels, centroids)
-            traced("boundary ratio", ratio)
-            kept = candidates(ratio, self.fraction)
-            traced("candidates", kept)
-            self._count(neighbors, kept, step.indices)
-            loss = group_concordance(prediction, target, neighbors, kept, self.divisor)
+    def __call__(self, batch: Batch) -> Tensor:
+        """Both directions: from view 1 to view 2, and back."""
+        assert batch.centroids is not None
+        outputs, traced = batch.outputs, batch.observer.traced
+        targets = torch.stack(outputs.unit_targets[::-1])
+        neighbors = self.search(targets)
+        labels = batch.pseudo_labels.repeat(2)
+        ratio = boundary_ratio(targets.flatten(0, 1), labels, batch.centroids).view(2, -1)
+        kept = lowest(ratio, self._kept)
+        self._count(neighbors, kept, batch.indices)
+        losses = []
+        for view, prediction in enumerate(outputs.unit_predictions):
+            traced("neighbors", neighbors[view])
+            traced("boundary ratio", ratio[view])
+            traced("candidates", kept[view])
+            loss = group_concordance(prediction, targets[view], neighbors[view], kept[view], self.divisor)
             traced("one direction", loss)
-            return loss
-
-        return symmetrized(one_direction, step.outputs.unit_predictions, step.outputs.unit_targets)
+            losses.append(loss)
+        return losses[0] + losses[1]
 
     def row(self) -> dict[str, float | None]:
         """The mean share of candidates, and the mean purity of the neighbors if there are labels."""
-        assert self.counts is not None
-        directions, kept, purities, pure = self.counts.tolist()
+        directions, kept, purities, pure = self._counts.tolist()
         row: dict[str, float | None] = {"candidate_fraction": kept / directions}
         if self.labels is not None:
             row["neighbor_purity"] = pure / purities if purities else None
         return row
 
     def _count(self, neighbors: Tensor, kept: Tensor, indices: Tensor) -> None:
-        """Add a direction to the epoch's means."""
-        if self.counts is None:
-            self.counts = torch.zeros(4, device=kept.device)
-        self.counts[0] += 1
-        self.counts[1] += kept.float().mean()
-        if self.labels is not None:
-            purity = purity_by_rank(self.labels[indices], neighbors)[:, -1]
-            self.counts[2] += purity.isfinite().sum()
-            self.counts[3] += purity.nansum()
+        """Add both directions to the epoch's means."""
+        shares = kept.float().mean(1)
+        counts = [torch.ones_like(shares), shares]
+        if self.labels is None:
+            counts += [torch.zeros_like(shares)] * 2
+        else:
+            queries = torch.arange(len(indices), device=indices.device).repeat(2)
+            purity = purity_by_rank(self.labels[indices], neighbors.flatten(0, 1), queries)[:, -1].view(2, -1)
+            counts += [purity.isfinite().sum(1), purity.nansum(1)]
+        for direction in torch.stack([count.double() for count in counts], dim=1):
+            self._counts += direction

@@ -17,9 +17,11 @@ from conr.parameters import FinetuneStage
 from conr.refinement.confidence import BoostTerm
 from conr.refinement.group import GroupTerm, Search
 from conr.training.checkpoints import Checkpoint
+from conr.training.execution import Execution
 from conr.training.log import Row
-from conr.training.loop import Recipe, train
+from conr.training.loop import train
 from conr.training.objective import Context, Objective, PseudoLabels
+from conr.training.recipe import Recipe
 from conr.training.terms import InstanceTerm, ScatteringTerm, Term
 
 
@@ -33,9 +35,10 @@ class Refinement(Objective):
         if parameters.neighborhood.neighbors == "none":
             terms = [InstanceTerm(framework)]
         else:
-            labels = None if context.labels is None else torch.from_numpy(context.labels).to(context.compute.device)
-            fraction_at = partial(candidate_fraction, parameters)
-            terms = [GroupTerm(neighbor_search(parameters), fraction_at, settings.divisor, labels)]
+            device = context.compute.device
+            labels = None if context.labels is None else torch.from_numpy(context.labels).to(device)
+            size, fraction_at = settings.batch_size, partial(candidate_fraction, parameters)
+            terms = [GroupTerm(neighbor_search(parameters), size, fraction_at, settings.divisor, labels, device)]
             if settings.instance > 0:
                 terms.append(InstanceTerm(framework, settings.instance))
         temperature = settings.scattering_temperature
@@ -55,9 +58,9 @@ class Refinement(Objective):
             if isinstance(term, GroupTerm):
                 self.context.observer.traced("candidate fraction", term.fraction)
 
-    def end_epoch(self, epoch: int) -> Row:
+    def end_epoch(self, epoch: int, steps: int) -> Row:
         """Cluster the clean features for the next epoch, and log sizes and scores of the clusters."""
-        row = super().end_epoch(epoch)
+        row = super().end_epoch(epoch, steps)
         features = self.pseudo_labels.update()
         assignments = self.pseudo_labels.assignments.cpu().numpy()
         sizes = cluster_sizes(assignments, self.pseudo_labels.clusters)
@@ -94,17 +97,19 @@ def finetune(
     checkpoint: Checkpoint,
     observer: Observer = SILENT,
     name: str = "finetune",
+    execution: Execution | None = None,
 ) -> list[Row]:
     """Train pretrained networks with ConNR in place; as `conr.training.pretraining.pretrain`.
 
     Args:
         first_epoch: how many epochs pretraining took, t0.
         name: what to call the run in messages.
-        model, images, labels, parameters, checkpoint, observer: as for `pretrain`.
+        model, images, labels, parameters, checkpoint, observer, execution: as for `pretrain`.
     """
     settings = parameters.finetune
     recipe = Recipe(
         name, parameters.seed, settings, parameters.optimizer, parameters.views, first_epoch, settings.lr_scale
     )
     context = Context.on_device(model, images, labels, parameters, observer)
-    return train(Refinement(context, parameters), recipe, checkpoint)
+    execution = execution or Execution.choose(context.compute.device, parameters.training)
+    return train(Refinement(context, parameters), recipe, checkpoint, execution)

@@ -100,7 +100,7 @@ function light() {
 }
 
 const isCalled = (cluster, query) => [String(cluster), `cluster ${cluster}`].includes(query)
-  || Boolean(data.names[cluster]?.toLowerCase().includes(query));
+  || Boolean(names[cluster]?.toLowerCase().includes(query));
 const matches = (point, query) =>
   fileOf(point).toLowerCase().includes(query) || labelOf(point).toLowerCase().includes(query);
 

@@ -1,7 +1,7 @@
 """The map of the images as the page's script reads it: compact, as text, in one order of points."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -48,12 +48,8 @@ class ImageMap:
         if len(self.points) > MOST_POINTS:
             raise ValueError(f"a map has {MOST_POINTS:,} points at most, not {len(self.points):,}")
 
-    def encoded(self, names: Mapping[int, str] | None = None) -> "EncodedMap":
-        """The map as text.
-
-        Args:
-            names: names of clusters, if there are any.
-        """
+    def encoded(self) -> "EncodedMap":
+        """The map as text."""
         positions = _quantized(self.positions)
         order = np.argsort(_morton(positions), kind="stable")
         places = np.empty(len(order), dtype=np.int64)
@@ -67,7 +63,6 @@ class ImageMap:
             "count": len(order),
             "images": len(self.images),
             "clusters": legend,
-            "names": names or {},
             "edge": tiles.edge,
             "columns": COLUMNS,
             "pixelated": tiles.edge == self.images.shape[1],

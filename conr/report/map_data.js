@@ -22,16 +22,11 @@ const perSheet = data.columns ** 2;
 
 const fileOf = (point) => data.folders[data.files[2 * point]] + data.files[2 * point + 1];
 const labelOf = (point) => data.labels[labels[point]] ?? "";
-const titleOf = (cluster) => data.names[cluster] || `Cluster ${cluster}`;
-const inText = (cluster) => data.names[cluster] || `cluster ${cluster}`;
 const neighborsOf = (point) => [...neighbors.subarray(point * data.near, (point + 1) * data.near)];
 
 function detailsOf(point) {
-  const parts = [titleOf(clusters[point])];
-  if (nextClusters[point] !== NONE) parts.push(`next nearest ${inText(nextClusters[point])}`);
-  parts.push(`uncertainty ${(ratios[point] * data.ratioStep).toFixed(2)}`);
-  if (labelOf(point)) parts.push(`label ${labelOf(point)}`);
-  return parts.join(", ");
+  const next = nextClusters[point] === NONE ? "" : String(nextClusters[point]);
+  return describe(clusters[point], next, (ratios[point] * data.ratioStep).toFixed(2), labelOf(point));
 }
 
 // The sheets are behind this script, so that the map is there before the browser has read them.

@@ -148,6 +148,8 @@ function drawThumbnails() {
   }
 }
 
+const LONGEST_NAME = 24; // characters on the map
+
 // Names at the clusters' centers, those of the largest first; one that would cover another is left out.
 function drawNames() {
   const taken = [];
@@ -157,7 +159,8 @@ function drawNames() {
   context.lineJoin = "round";
   for (const cluster of data.clusters) {
     if (look.shownClusters && !look.shownClusters.has(cluster.number)) continue;
-    const name = data.names[cluster.number] || String(cluster.number);
+    const whole = names[cluster.number] ?? String(cluster.number);
+    const name = whole.length > LONGEST_NAME ? `${[...whole].slice(0, LONGEST_NAME - 1).join("")}…` : whole;
     const x = toX(cluster.x), y = toY(cluster.y), half = context.measureText(name).width / 2 + 5;
     if (x < -half || y < -10 || x > view.width + half || y > view.height + 10) continue;
     if (taken.some(([left, top, wide]) => Math.abs(left - x) < wide + half && Math.abs(top - y) < 19)) continue;

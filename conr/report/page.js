@@ -2,11 +2,30 @@
 const $ = (id) => document.getElementById(id);
 const cards = [...document.querySelectorAll(".card")];
 const viewer = $("viewer");
+const names = JSON.parse($("cluster-names").textContent); // number of a cluster → its name
+const titleOf = (cluster) => names[cluster] ?? `Cluster ${cluster}`;
+const inText = (cluster) => names[cluster] ?? `cluster ${cluster}`;
 let opened = null; // the button whose image is in the viewer; null for an image of the map
 let opener = null; // what has the focus again when the viewer is closed
 let trail = []; // points of the map that were seen in the viewer, one from another
 let seen = -1; // which of them is shown
 let map = null; // what map.js offers, if the page has a map
+
+// What is said of an image; its next cluster and its label may be missing.
+const describe = (cluster, next, uncertainty, label) => [
+  titleOf(cluster), next && `next nearest ${inText(next)}`, `uncertainty ${uncertainty}`, label && `label ${label}`,
+].filter(Boolean).join(", ");
+
+function showNames(card) {
+  const { number } = card.dataset, title = card.querySelector("h3"), beside = document.createElement("span");
+  card.dataset.name = (names[number] ?? "").toLowerCase();
+  title.textContent = titleOf(number);
+  beside.className = "soft";
+  beside.textContent = `cluster ${number}`;
+  if (names[number]) title.after(beside);
+  card.querySelector(".on-map")?.setAttribute("aria-label", `Show ${inText(number)} on the map`);
+  for (const link of card.querySelectorAll(".borderline a")) link.textContent = inText(link.hash.split("-")[1]);
+}
 
 // Filter: a bare number means a cluster or a label, as long as one has it; otherwise names count too.
 function filter() {
@@ -62,9 +81,10 @@ function show(source, title, details, kind, point) {
 
 function open(button) {
   opened = button;
-  const image = button.querySelector("img");
-  const kind = button.classList.contains("thumb") ? `sample ${image.className}` : "";
-  show(image.src, button.title, button.dataset.details, kind, button.dataset.point ?? null);
+  const image = button.querySelector("img"), card = button.closest(".card");
+  const { point, next, uncertainty, label } = button.dataset;
+  const details = card ? describe(card.dataset.number, next, uncertainty, label) : "";
+  show(image.src, button.title, details, card ? `sample ${image.className}` : "", point ?? null);
   if (button.dataset.point) map?.select(Number(button.dataset.point));
 }
 
@@ -120,6 +140,7 @@ $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 
 if (cards.length) {
+  cards.forEach(showNames);
   $("filter").addEventListener("input", filter);
   $("sort").addEventListener("change", sort);
   sort(); // a browser may have kept the fields over a reload

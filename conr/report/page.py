@@ -19,6 +19,7 @@ from PIL import Image
 from conr.evaluation.scores import AGREEMENT, SCORES, TABLE, MeanStd, Score
 from conr.files import write_text
 from conr.report.map import ImageMap
+from conr.report.page_names import names_block
 from conr.report.published import Published
 
 LONGEST_EDGE, LONGEST_EDGE_OF_MANY = 128, 64  # pixels of a thumbnail
@@ -237,10 +238,11 @@ def write_page(report: Report, path: Path) -> None:
         "thumbnail": thumbnails.uri,
         "file": _figure_uri,
     }
-    encoded = report.map.encoded(report.names) if report.map else None
+    encoded = report.map.encoded() if report.map else None
     html = environment.get_template("page.html.jinja").render(
         report=report,
         sections=report.sections(),
+        names=names_block(report.names),
         map=encoded,
         points=report.map.point_of if report.map else {},
         colors=encoded.colors if encoded else {},

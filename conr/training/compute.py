@@ -14,8 +14,10 @@ from torch import Tensor
 
 from conr.errors import UserError
 from conr.models.siamese import Network, to_pixels
+from conr.models.world import World
 
-FEATURE_BATCH = 1024
+FEATURE_BATCH = 1024  # images
+FEATURE_PIXELS = 2**23  # of a batch on a GPU: enough work to fill it, at 64 channels of bfloat16 1 GB a map
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -40,6 +42,7 @@ class Compute:
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise UserError("device: cuda was asked for, but PyTorch finds no CUDA device; use --device auto or cpu")
+        _compute_float32_as_such()
         chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
         if chosen.type == "cpu":
             _keep_freed_memory()
@@ -58,6 +61,12 @@ class Compute:
             return tensor.to(self.device)
         return tensor
 
+    def feature_batch(self, images: Tensor) -> int:
+        """How many of (N, H, W, 3) images to embed at a time."""
+        if self.device.type == "cpu":
+            return FEATURE_BATCH
+        return max(FEATURE_PIXELS // (images.shape[1] * images.shape[2]), 1)
+
     def batch(self, images: Tensor, indices: Tensor) -> Tensor:
         """The images at the indices (both wherever `load_images` put the images), on the device."""
         batch = images[indices]
@@ -70,21 +79,25 @@ class Compute:
 def clean_features(network: Network, images: Tensor, compute: Compute) -> Tensor:
     """l2-normalized features of all images, not augmented, with the network in evaluation mode.
 
+    Of several processes each embeds its share, and has the features of all.
+
     Returns:
         (N, D) float32 on the device.
 
     Raises:
         UserError: the weights have diverged so far that features are not finite.
     """
-    training = network.training
+    training, world, count = network.training, World.current(), len(images)
     network.eval()
     parts = []
-    for indices in torch.split(torch.arange(len(images), device=images.device), FEATURE_BATCH):
+    # Equal shares: the last image fills them up.
+    everything = torch.arange(-(-count // world.size) * world.size, device=images.device).clamp(max=count - 1)
+    for indices in torch.split(world.rows(everything), compute.feature_batch(images)):
         with compute.autocast():
             features = network(to_pixels(compute.batch(images, indices)))
         parts.append(F.normalize(features.float(), dim=1))
     network.train(training)
-    result = torch.cat(parts)
+    result = world.gather(torch.cat(parts))[:count]
     if not result.isfinite().all():
         raise UserError(
             "the features of the network are not finite numbers, so its training has diverged. "
@@ -104,6 +117,12 @@ def machine(device: torch.device) -> str:
         model = models[0] if models else platform.processor() or platform.machine()
         name = f"{model}, threads: {torch.get_num_threads()}"
     return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _compute_float32_as_such() -> None:
+    """Let no GPU compute in TF32, which has ten bits for float32's 23: scores and exported weights depend on it."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _keep_freed_memory() -> None:

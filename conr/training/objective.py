@@ -11,11 +11,12 @@ from torch import Tensor
 from conr.clustering.kmeans import kmeans_tensors
 from conr.frameworks import Framework
 from conr.models.siamese import Outputs, Siamese
+from conr.models.world import World
 from conr.observer import Observer
 from conr.parameters import FinetuneStage, PretrainStage
 from conr.training.compute import Compute, clean_features
 from conr.training.log import Row
-from conr.training.terms import Step, Term
+from conr.training.terms import Batch, Term
 
 FIRST_N_INIT = 40  # initializations of the first k-means; later ones start from the last centroids
 
@@ -49,12 +50,15 @@ class Context:
     ) -> "Context":
         """Move the networks, and (N, H, W, 3) images that fit, to the device that the parameters name.
 
+        Of several processes only the main one has the labels: it alone logs.
+
         Raises:
             UserError: there is no such device.
         """
         compute = Compute.choose(parameters.device, parameters.precision)
         model.to(compute.device).to(memory_format=torch.channels_last)
-        return cls(model, compute.load_images(images), labels, compute, observer)
+        known = labels if World.current().is_main else None
+        return cls(model, compute.load_images(images), known, compute, observer)
 
     def features(self) -> Tensor:
         """Features of the clean images by the target network, (N, D) unit vectors on the device."""
@@ -80,11 +84,25 @@ class PseudoLabels:
         self.assignments = torch.empty(0, dtype=torch.int64)
 
     def update(self) -> Tensor:
-        """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device."""
-        features = self.context.features()
-        self.centroids, self.assignments, _ = kmeans_tensors(
-            features, self.clusters, seed=self.seed, n_init=FIRST_N_INIT, start=self.centroids
-        )
+        """Cluster again, from the last centroids if there are any; returns the (N, D) features on the device.
+
+        Of several processes the main one clusters.
+        """
+        features, world = self.context.features(), World.current()
+        if world.is_main:
+            centroids, assignments, _ = kmeans_tensors(
+                features, self.clusters, seed=self.seed, n_init=FIRST_N_INIT, start=self.centroids
+            )
+        else:
+            centroids = features.new_empty(self.clusters, features.shape[1])
+            assignments = torch.empty(len(features), dtype=torch.int64, device=features.device)
+        world.broadcast(centroids)
+        world.broadcast(assignments)
+        if self.centroids is None:
+            self.centroids, self.assignments = centroids, assignments
+        else:  # in place: a recorded step reads these tensors
+            self.centroids.copy_(centroids)
+            self.assignments.copy_(assignments)
         return features
 
     def state(self) -> dict[str, Tensor]:
@@ -97,8 +115,8 @@ class PseudoLabels:
         """Restore the state of an interrupted run."""
         if "centroids" in state:
             device = self.context.compute.device
-            self.centroids = state["centroids"].to(device)
-            self.assignments = state["pseudo_labels"].to(device)
+            self.centroids = state["centroids"].to(device, copy=True)  # `update` writes into them
+            self.assignments = state["pseudo_labels"].to(device, copy=True)
 
 
 class Objective:
@@ -116,14 +134,18 @@ class Objective:
     ) -> None:
         self.context, self.framework, self.terms = context, framework, terms
         self.pseudo_labels = pseudo_labels
-        self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._sums = {term.name: torch.zeros((), device=context.compute.device) for term in terms}
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0 within the stage."""
         for term in self.terms:
             term.start_epoch(epoch)
-        self._sums, self._steps = {}, 0
+            self._sums[term.name].zero_()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What Python decides within a step: the terms of the loss in the current epoch."""
+        return tuple(term.name for term in self.terms if term.active)
 
     def loss(self, outputs: Outputs, indices: Tensor) -> Tensor:
         """The scalar to minimize.
@@ -134,27 +156,37 @@ class Objective:
         """
         observer, clusters = self.context.observer, self.pseudo_labels
         pseudo_labels = clusters.assignments if clusters.centroids is None else clusters.assignments[indices]
-        step = Step(outputs, indices, pseudo_labels, clusters.centroids, observer)
+        batch = Batch(outputs, indices, pseudo_labels, clusters.centroids, observer)
         losses = {}
         for term in self.terms:
             if term.active:
-                loss = term(step)
+                loss = term(batch)
                 observer.traced(f"{term.name} loss", loss)
                 losses[term.name] = term.weight * loss
-                self._sums[term.name] = self._sums.get(term.name, 0) + loss.detach()
-        self._steps += 1
-        self.framework.enqueue(outputs)
+                self._sums[term.name] += loss.detach()
         first, *others = losses.values()
         total = sum(others, first)
         observer.traced("total loss", total)
         return total
 
-    def end_epoch(self, epoch: int) -> Row:
-        """Finish an epoch (after the last one, too) and return what to log: the mean of each term, not weighted."""
-        row: Row = {f"loss_{name}": total.item() / self._steps for name, total in self._sums.items()}
-        for term in self.terms:
-            if term.active:
-                row |= term.row()
+    def after_update(self, outputs: Outputs) -> None:
+        """Finish a step, after the weights have changed: nothing of its loss is needed any more."""
+        self.framework.enqueue(outputs)
+
+    def end_epoch(self, epoch: int, steps: int) -> Row:
+        """Finish an epoch (the last one, too).
+
+        Args:
+            epoch: counted from 0 within the stage.
+            steps: how many it had.
+
+        Returns:
+            What to log: the mean of each term, not weighted, and what the terms count.
+        """
+        active = [term for term in self.terms if term.active]
+        row: Row = {f"loss_{term.name}": self._sums[term.name].item() / steps for term in active}
+        for term in active:
+            row |= term.row()
         return row
 
     def state(self) -> dict[str, Tensor]:

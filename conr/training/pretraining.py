@@ -11,9 +11,11 @@ from conr.models.siamese import Siamese
 from conr.observer import SILENT, Observer
 from conr.parameters import PretrainStage
 from conr.training.checkpoints import Checkpoint
+from conr.training.execution import Execution
 from conr.training.log import Row
-from conr.training.loop import Recipe, train
+from conr.training.loop import train
 from conr.training.objective import Context, Objective, PseudoLabels
+from conr.training.recipe import Recipe
 from conr.training.terms import InstanceTerm, ScatteringTerm, Term
 
 EXAMINATIONS = 20  # how often, in a whole pretraining, the features are scored for the log
@@ -39,9 +41,9 @@ class Pretraining(Objective):
             self.pseudo_labels.update()
         self.trace_clusters()
 
-    def end_epoch(self, epoch: int) -> Row:
+    def end_epoch(self, epoch: int, steps: int) -> Row:
         """After some epochs, log the features' standard deviation (0 is collapse), and scores if there are labels."""
-        row = super().end_epoch(epoch)
+        row = super().end_epoch(epoch, steps)
         if not examined(epoch, self.settings.epochs):
             return row
         features, labels = self.context.features(), self.context.labels
@@ -65,6 +67,7 @@ def pretrain(
     parameters: PretrainStage,
     checkpoint: Checkpoint,
     observer: Observer = SILENT,
+    execution: Execution | None = None,
 ) -> list[Row]:
     """Train freshly initialized networks in place, from the last checkpoint if there is one.
 
@@ -75,6 +78,7 @@ def pretrain(
         parameters: of the stage.
         checkpoint: where to resume from and save to.
         observer: notified of every step and epoch.
+        execution: how to execute a step; None for the fastest way on the device.
 
     Returns:
         The log, one row per epoch.
@@ -87,4 +91,5 @@ def pretrain(
         "pretrain", parameters.seed, settings, parameters.optimizer, parameters.views, noise_std=settings.noise_std
     )
     context = Context.on_device(model, images, labels, parameters, observer)
-    return train(Pretraining(context, parameters), recipe, checkpoint)
+    execution = execution or Execution.choose(context.compute.device, parameters.training)
+    return train(Pretraining(context, parameters), recipe, checkpoint, execution)

@@ -13,7 +13,7 @@ from conr.observer import Observer
 
 
 @dataclass(frozen=True)
-class Step:
+class Batch:
     """What the terms of a loss are computed from.
 
     Attributes:
@@ -52,7 +52,7 @@ class Term(ABC):
         """Set what changes from epoch to epoch, counted from 0 within the stage."""
 
     @abstractmethod
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """The loss of both directions, a scalar."""
 
     def row(self) -> dict[str, float | None]:
@@ -69,9 +69,9 @@ class InstanceTerm(Term):
         super().__init__(weight)
         self.framework = framework
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """The framework's instance loss of both views."""
-        return self.framework.instance_loss(step.outputs)
+        return self.framework.instance_loss(batch.outputs)
 
 
 class ScatteringTerm(Term):
@@ -94,10 +94,10 @@ class ScatteringTerm(Term):
         """Wait for the first epoch."""
         self.active = epoch >= self.first_epoch
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, batch: Batch) -> Tensor:
         """The mean of both directions."""
-        members = membership(step.pseudo_labels, self.clusters)
-        online, target = step.outputs.unit_projections, step.outputs.unit_targets
+        members = membership(batch.pseudo_labels, self.clusters)
+        online, target = batch.outputs.unit_projections, batch.outputs.unit_targets
         forth = prototype_scattering(online[0], target[1], members, self.temperature)
         back = prototype_scattering(online[1], target[0], members, self.temperature)
         return (forth + back) / 2

@@ -6,19 +6,21 @@ follow torchvision's functional operations, always in this order. The random par
 """
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from conr.models.siamese import to_pixels
+from conr.models.world import World
 from conr.observer import SILENT, Observer
 from conr.parameters import Views
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCrop
 CROP_ATTEMPTS = 10  # likewise
+# Random numbers of a sample: jitter, areas and ratios of crops, their position, flip, angle, four strengths, grayscale.
+NUMBERS = (1, CROP_ATTEMPTS, CROP_ATTEMPTS, 2, 1, 1, 1, 1, 1, 1, 1)
 LUMA = (0.2989, 0.587, 0.114)  # as torchvision's rgb_to_grayscale
 
 
@@ -44,11 +46,19 @@ class ViewParameters:
     hue: Tensor | None = None
     grayscale: Tensor | None = None
 
+    def rows(self, world: World) -> "ViewParameters":
+        """This process's, of those of the whole batch."""
+        drawn = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: world.rows(values) for name, values in drawn.items() if values is not None})
+
 
 def two_views(
     images: Tensor, views: Views, crop_scale: float, generator: torch.Generator, observer: Observer = SILENT
 ) -> tuple[Tensor, Tensor]:
     """Two independent random views of a batch.
+
+    Of several processes each has its rows of the batch. The parameters are drawn for the whole batch, so that they do
+    not depend on the number of processes.
 
     Args:
         images: (B, H, W, 3) uint8, on the device of the generator.
@@ -60,11 +70,11 @@ def two_views(
     Returns:
         Two (B, 3, H, W) float32 tensors with values in [0, 1].
     """
-    pixels = to_pixels(images)
+    pixels, world = to_pixels(images), World.current()
     batch, height, width, _ = images.shape
     pair = []
     for name in ("view 1", "view 2"):
-        drawn = draw(batch, height, width, views, crop_scale, generator)
+        drawn = draw(batch * world.size, height, width, views, crop_scale, generator).rows(world)
         observer.traced(name, drawn)
         pair.append(apply(pixels, drawn))
     observer.traced("pixels", pair)
@@ -78,24 +88,38 @@ def draw(
 
     Those of operations that are switched off are sampled, too: a switch must not change any other random number.
     """
-    uniform = partial(_uniform, generator, (batch,))
-    jittered = uniform() < views.jitter
+    return parameters_from(uniform_numbers(batch, generator), height, width, views, crop_scale)
 
-    def jitter(strength: float, neutral: float = 1.0, lowest: float = 0.0) -> Tensor | None:
-        drawn = uniform(max(lowest, neutral - strength), neutral + strength)
-        return torch.where(jittered, drawn, neutral) if strength > 0 and views.jitter > 0 else None
 
-    drawn = ViewParameters(
-        crop=_draw_crops(batch, height, width, crop_scale, generator),
-        flipped=uniform() < views.flip,
-        angle=uniform(-views.rotation, views.rotation),
-        brightness=jitter(views.brightness),
-        contrast=jitter(views.contrast),
-        saturation=jitter(views.saturation),
-        hue=jitter(views.hue, neutral=0.0, lowest=-0.5),
-        grayscale=uniform() < views.grayscale,
+def uniform_numbers(batch: int, generator: torch.Generator) -> Tensor:
+    """What the parameters of one view are made from: (30 · batch,) random numbers in [0, 1), drawn at once."""
+    return torch.rand(sum(NUMBERS) * batch, device=generator.device, generator=generator)
+
+
+def parameters_from(numbers: Tensor, height: int, width: int, views: Views, crop_scale: float) -> ViewParameters:
+    """The parameters of one view from its `uniform_numbers`."""
+    batch = len(numbers) // sum(NUMBERS)
+    jitter, areas, ratios, offsets, flip, angle, *strengths, grayscale = torch.split(
+        numbers, [n * batch for n in NUMBERS]
     )
-    return drawn if views.grayscale > 0 else replace(drawn, grayscale=None)
+    plain = jitter >= views.jitter
+
+    def jittered(drawn: Tensor, strength: float, neutral: float = 1.0, lowest: float = 0.0) -> Tensor | None:
+        if strength == 0 or views.jitter == 0:
+            return None
+        return _between(drawn, max(lowest, neutral - strength), neutral + strength).masked_fill(plain, neutral)
+
+    brightness, contrast, saturation, hue = strengths
+    return ViewParameters(
+        crop=_crops(areas.view(batch, -1), ratios.view(batch, -1), offsets.view(batch, -1), height, width, crop_scale),
+        flipped=flip < views.flip,
+        angle=_between(angle, -views.rotation, views.rotation),
+        brightness=jittered(brightness, views.brightness),
+        contrast=jittered(contrast, views.contrast),
+        saturation=jittered(saturation, views.saturation),
+        hue=jittered(hue, views.hue, neutral=0.0, lowest=-0.5),
+        grayscale=grayscale < views.grayscale if views.grayscale > 0 else None,
+    )
 
 
 def apply(pixels: Tensor, parameters: ViewParameters) -> Tensor:
@@ -180,29 +204,33 @@ def shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(n, 4 - n).clamp(0, 1)
 
 
-def _draw_crops(batch: int, height: int, width: int, crop_scale: float, generator: torch.Generator) -> Tensor:
+def _crops(areas: Tensor, ratios: Tensor, offsets: Tensor, height: int, width: int, crop_scale: float) -> Tensor:
     """(B, 4) crops, sampled as torchvision's RandomResizedCrop but not rounded to whole pixels.
 
     Of ten tries the first that fits counts; the whole image if none does.
+
+    Args:
+        areas, ratios: (B, 10) numbers in [0, 1), one a try.
+        offsets: (B, 2) likewise, of the top and the left.
+        height, width: of the image, in pixels.
+        crop_scale: the smallest share of its area.
     """
-    uniform = partial(_uniform, generator, (batch, CROP_ATTEMPTS))
-    area = uniform(crop_scale, 1.0) * (height * width)
-    ratio = torch.exp(uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
+    area = _between(areas, crop_scale, 1.0) * (height * width)
+    ratio = torch.exp(_between(ratios, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
     heights, widths = (area / ratio).sqrt(), (area * ratio).sqrt()
     fits = (heights <= height) & (widths <= width)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
-    found = fits.gather(1, first)
-    crop_height = torch.where(found, heights.gather(1, first), float(height))
-    crop_width = torch.where(found, widths.gather(1, first), float(width))
-    offsets = _uniform(generator, (batch, 2))
+    missing = ~fits.gather(1, first)
+    crop_height = heights.gather(1, first).masked_fill(missing, height)
+    crop_width = widths.gather(1, first).masked_fill(missing, width)
     top = offsets[:, :1] * (height - crop_height)
     left = offsets[:, 1:] * (width - crop_width)
     return torch.cat((top, left, crop_height, crop_width), dim=1)
 
 
-def _uniform(generator: torch.Generator, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
-    drawn = torch.rand(shape, device=generator.device, generator=generator)
-    return drawn if (low, high) == (0.0, 1.0) else drawn * (high - low) + low
+def _between(numbers: Tensor, low: float, high: float) -> Tensor:
+    """Numbers in [0, 1) scaled to [low, high)."""
+    return numbers * (high - low) + low
 
 
 def _blend(view: Tensor, other: Tensor, factor: Tensor) -> Tensor:

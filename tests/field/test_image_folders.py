@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_conr
 from PIL import Image
-from project import refused, run_conr, write_params
+from project import refused, write_params
 
 from conr.data.folders import OF_A_SYSTEM, images_below
 from conr.data.items import NO_SUFFIX, Source

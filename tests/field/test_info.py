@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from project import run_conr, tiny
+from forked import run_conr
+from project import run, tiny
 
 from conr.pipeline.info import info
 from conr.pipeline.pretrain import pretrain
@@ -64,9 +65,7 @@ def test_an_artifact_of_another_run_is_found(own: Workspace) -> None:
 
 
 def test_the_command_prints_them_and_fails_where_something_is_damaged(own: Workspace) -> None:
-    done = run_conr(own.root, "info", "--verify")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "all of it is what was written"
+    assert run(own.root, "conr", "info", "--verify").splitlines()[-1] == "all of it is what was written"
     (own.refined / "3/log.csv").unlink()
     assert run_conr(own.root, "info").returncode == 0
     damaged = run_conr(own.root, "info", "--verify")

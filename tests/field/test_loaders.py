@@ -4,27 +4,29 @@ import getpass
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from forked import run_conr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from project import BIN, ROOT, run_conr, tiny, write_params
+from project import BIN, ROOT, tiny, write_params
 
 from conr.data.store import open_store
 from conr.embedding.session import open_session
 from conr.errors import Note, UserError
 from conr.files import load_array, save_array
 from conr.parameters import EvaluateStage, FinetuneStage, PretrainStage
+from conr.pipeline import prepare as preparing
 from conr.pipeline.checks import check_data
 from conr.pipeline.params_file import assignments, read
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import Workspace
+from conr.stages.cli import main
 from conr.training.checkpoints import Checkpoint
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -168,21 +170,26 @@ def test_a_checkpoint_says_how_many_epochs_it_holds(tmp_path: Path) -> None:
     assert checkpoint.epochs == 0
 
 
+def damaged_main() -> None:
+    """Run the command with a checkpoint that something has damaged."""
+    load = Checkpoint.load
+
+    def damaged(self: Checkpoint) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file.write_bytes(b"nonsense")
+        return load(self)
+
+    Checkpoint.load = damaged  # type: ignore[method-assign]
+    main()
+
+
 def test_the_note_on_a_damaged_checkpoint_reaches_the_user(workspace: Workspace) -> None:
     parameters = tiny({"pretrain.epochs": 1})
     write_params(workspace.root, {"pretrain.epochs": 1})
     expected = pretrain(workspace, PretrainStage.of(parameters))
     weights = workspace.pretrained.weights.read_bytes()
-    code = (
-        "from conr.training import checkpoints\n"
-        "load = checkpoints.Checkpoint.load\n"
-        "def damaged(self):\n"
-        "    self.folder.mkdir(parents=True, exist_ok=True); self.file.write_bytes(b'nonsense'); return load(self)\n"
-        "checkpoints.Checkpoint.load = damaged\n"
-        "import sys; sys.argv = ['conr', 'pretrain']\n"
-        "from conr.stages.cli import main\nmain()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=workspace.root, capture_output=True, text=True, check=True)
+    done = run_conr(workspace.root, "pretrain", main=damaged_main)
+    assert done.returncode == 0, done.stderr
     (note,) = [line for line in done.stderr.splitlines() if "damaged" in line]
     assert re.fullmatch(r"Note: .*/state\.pt is damaged \(.*\); it is now .*\.damaged, and training starts anew", note)
     assert len(expected) == 1
@@ -216,15 +223,18 @@ def test_parameters_are_compared_with_what_k_means_sees(packed: Workspace) -> No
         check_data(PretrainStage.of(tiny({**scattered, "pretrain.scattering": 0.1})), manifest)
 
 
+def broken_main() -> None:
+    """Run the command with a fault in it."""
+
+    def broken(*_: object) -> NoReturn:
+        raise ZeroDivisionError("seven by zero")
+
+    preparing.pack = broken
+    main()
+
+
 def test_an_unexpected_error_is_one_line_and_a_file_with_the_trace(project: Path) -> None:
-    code = (
-        "from conr.pipeline import prepare as module\n"
-        "def broken(*_): raise ZeroDivisionError('seven by zero')\n"
-        "module.pack = broken\n"
-        "import sys; sys.argv = ['conr', 'prepare']\n"
-        "from conr.stages.cli import main\nmain()\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False)
+    done = run_conr(project, "prepare", main=broken_main)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     found = re.fullmatch(

@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from forked import start_with_pipe, stop_all
 from project import BIN, refused, run_stages, tiny, write_params
 
 from conr.errors import UserError
@@ -25,6 +25,7 @@ from conr.pipeline.prepare import prepare
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import Workspace
 from conr.processes import exclusive
+from conr.stages import cli
 
 LONG = {"prepare.imbalance": 60.0, "pretrain.epochs": 900_000, "optimizer.schedule_epochs": 1_000_000}
 # Holds the workspace of the current folder until it is killed.
@@ -83,33 +84,31 @@ def test_a_lock_waits_for_one_that_is_just_ending(tmp_path: Path) -> None:
         ending.join()
 
 
+def main_of_dvc() -> None:
+    """Start the command as DVC does, and wait for it."""
+    stage = os.fork()
+    if stage == 0:
+        cli.main()
+    os.waitpid(stage, 0)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_stage_that_dvc_has_started_ends_with_it(project: Path, number: signal.Signals) -> None:
+def test_a_stage_that_dvc_has_started_ends_with_it(
+    project: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_params(project, LONG)
     Workspace.at(project).store.unlink()
     run_stages(Workspace.at(project), tiny(LONG), "prepare")
-    # What DVC does: a shell runs the command, and DVC's variables are in its environment.
-    code = "import subprocess, sys; subprocess.Popen([*sys.argv[1:]]).wait()"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, BIN / "conr", "pretrain"],
-        cwd=project,
-        env={**os.environ, "DVC_STAGE": "pretrain"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup, if the tests run under it, ignores it
-    )
+    monkeypatch.setenv("DVC_STAGE", "pretrain")  # as DVC sets it for its commands
+    parent, errors = start_with_pipe(project, "pretrain", main=main_of_dvc)
     try:
         while not list(project.rglob("state.pt")):
-            assert parent.poll() is None
-            time.sleep(0.02)
-        parent.send_signal(number)
-        _, errors = parent.communicate(timeout=60)  # the pipe closes when the stage has ended, too
+            parent.join(timeout=0.02)
+            assert parent.exitcode is None
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(parent.pid, signal.SIGKILL)
-    assert errors.endswith("Error: stopped; run the same command to resume after the last saved epoch\n")
+        written = stop_all(parent, errors, number)
+    assert written.endswith("Error: stopped; run the same command to resume after the last saved epoch\n")
 
 
 def test_a_command_that_dvc_has_not_started_lives_on(project: Path) -> None:
@@ -135,12 +134,12 @@ class _Inner(Observer):
             pretrain(self.inner, self.parameters)
 
 
-def test_equal_trainings_with_one_scratch_space_do_not_disturb_each_other(packed: Workspace, tmp_path: Path) -> None:
+def test_equal_trainings_with_one_scratch_space_do_not_disturb_each_other(tmp_path: Path) -> None:
     """As `dvc queue start --jobs 2` runs experiments that share their pretraining."""
     parameters = PretrainStage.of(tiny({"pretrain.epochs": 3}))
     first, second = (Workspace(tmp_path / name, tmp_path / "scratch") for name in ("first", "second"))
-    for workspace in (first, second):
-        workspace.borrow(packed, "artifacts/store")
+    run_stages(first, tiny({"prepare.imbalance": 60.0}), "prepare")
+    second.borrow(first, "artifacts/store")
     logs = pretrain(first, parameters, _Inner(second, parameters))
     assert len(logs) == 3
     assert first.pretrained.weights.read_bytes() == second.pretrained.weights.read_bytes()

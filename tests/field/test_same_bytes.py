@@ -21,10 +21,9 @@ def content(root: Path, file: Path) -> Any:
     return file.read_bytes().replace(str(root).encode(), b"")
 
 
-def test_two_runs_from_scratch_are_equal(tmp_path: Path, one_thread: None) -> None:
-    runs = [Workspace.at(tmp_path / name) for name in ("one", "other")]
-    for workspace in runs:
-        run_stages(workspace, tiny({**FINISHED, "seeds": [3]}))
+def test_two_runs_from_scratch_are_equal(finished: Workspace, tmp_path: Path, one_thread: None) -> None:
+    again = Workspace.at(tmp_path)
+    run_stages(again, tiny(FINISHED))
     found = [
         {
             path.relative_to(workspace.root).as_posix(): content(workspace.root, path)
@@ -32,7 +31,7 @@ def test_two_runs_from_scratch_are_equal(tmp_path: Path, one_thread: None) -> No
             for path in sorted((workspace.root / folder).rglob("*"))
             if path.is_file()
         }
-        for workspace in runs
+        for workspace in (finished, again)
     ]
     assert found[0].keys() == found[1].keys()
     assert len(found[0]) > 20

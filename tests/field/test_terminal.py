@@ -55,7 +55,7 @@ def test_names_in_a_summary_are_shown_each_on_its_line(
     monkeypatch.chdir(tmp_path)
     cli.run("assign", tmp_path, tmp_path / "table.csv", None, "none", "cpu", None, LOCAL)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == rf"1 images cannot be read, the first: {SHOWN}\n.png: empty file"
+    assert lines[1] == rf"1 image cannot be read, the first: {SHOWN}\n.png: empty file"
     assert lines[3] == rf"  {SHOWN}\nError: gone.txt: no image"
 
 

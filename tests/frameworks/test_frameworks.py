@@ -139,7 +139,7 @@ def test_the_loss_of_a_tiny_problem_falls(name: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        model.update_target(0.9)
+        model.update_target(torch.tensor(0.1))
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.2
 
@@ -178,7 +178,7 @@ def test_the_target_follows_as_the_framework_says(name: str) -> None:
     with torch.no_grad():
         for parameter in model.online.parameters():
             parameter.add_(1.0)
-    model.update_target(0.5)
+    model.update_target(torch.tensor(0.5))
     online, target = model.online.state_dict(), model.target.state_dict()
     differing = {key for key in online if not torch.equal(online[key], target[key])}
     if model.moving_average:

@@ -8,7 +8,7 @@ from small_networks import small_spec
 from torch import Tensor, nn
 
 from conr import frameworks
-from conr.models.batch_norm import GroupedBatchNorm, group_batch_norm
+from conr.models.batch_norm import GroupedBatchNorm, group_batch_norm, separate_views
 from conr.models.heads import mlp
 from conr.models.siamese import Siamese
 
@@ -139,3 +139,26 @@ def test_a_group_of_a_batch_does_not_see_the_others_through_the_whole_network() 
     with torch.no_grad():
         torch.testing.assert_close(model.online(mixed)[:4], model.online(images)[:4])
         assert not torch.allclose(model.online(mixed)[4:], model.online(images)[4:], atol=1e-3)
+
+
+@LAYERS
+@pytest.mark.parametrize("group", [0, 4, 5])
+def test_several_views_in_a_batch_are_normalized_as_one_after_the_other(plain: Layer, batch: Batch, group: int) -> None:
+    single, joined = nn.Sequential(plain()), nn.Sequential(plain())
+    for module in (single, joined):
+        group_batch_norm(module, group)
+    separate_views(joined, 2)
+    both, weights = batch(24), batch(25)[:24]
+    given, expected_given = both.clone().requires_grad_(), both.clone().requires_grad_()
+    output, expected = joined(given), torch.cat([single(view) for view in expected_given.chunk(2)])
+    (output * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(given.grad, expected_given.grad)
+    for ours, theirs in zip(joined.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert list(joined.state_dict()) == list(single.state_dict())
+    torch.testing.assert_close(joined.state_dict(), single.state_dict())
+    assert torch.equal(joined.eval()(both), single.eval()(both))
+    separate_views(joined, 1)
+    assert torch.equal(joined.train()(both), single.train()(both))

@@ -74,7 +74,7 @@ def test_target_moves_to_the_weighted_mean_of_itself_and_the_online_network(mome
             parameter.normal_()
     before = {name: parameter.clone() for name, parameter in model.target.named_parameters()}
     online = {name: parameter.clone() for name, parameter in model.online.named_parameters()}
-    model.update_target(momentum)
+    model.update_target(torch.tensor(1 - momentum))
     for name, parameter in model.target.named_parameters():
         expected = momentum * before[name].double() + (1 - momentum) * online[name].double()
         torch.testing.assert_close(parameter.double(), expected, rtol=0, atol=1e-6)
@@ -92,7 +92,7 @@ def test_target_update_leaves_batch_norm_statistics_alone() -> None:
         for name, buffer in model.online.named_buffers()
         if name.endswith("running_mean")
     )
-    model.update_target(0.5)
+    model.update_target(torch.tensor(0.5))
     for name, buffer in model.target.named_buffers():
         assert torch.equal(buffer, before[name])
 
@@ -143,7 +143,7 @@ def test_a_target_without_moving_average_takes_over_weights_and_statistics() -> 
     with torch.no_grad():
         for parameter in model.online.parameters():
             parameter.normal_()
-    model.update_target(0.996)
+    model.update_target(torch.tensor(0.004))
     online, target = model.online.state_dict(), model.target.state_dict()
     assert [name for name in online if not torch.equal(online[name], target[name])] == []
     assert online["encoder.bn1.num_batches_tracked"] == 2

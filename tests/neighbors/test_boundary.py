@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conr.neighbors.boundary import boundary_ratio, candidates, relaxed_fraction
+from conr.neighbors.boundary import boundary_ratio, candidates, lowest, relaxed_fraction
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -105,6 +105,13 @@ def test_impossible_arguments_of_boundary_ratio_are_named(arguments: dict[str, T
     }
     with pytest.raises(ValueError, match=message):
         boundary_ratio(**(possible | arguments))
+
+
+def test_several_batches_in_one_call_keep_the_candidates_of_each() -> None:
+    ratios = torch.tensor([[0.9, 0.1, 0.5, 0.3, 1.7], [0.2, 0.2, 0.2, 0.1, 0.2]])
+    for count in (3, torch.tensor(3)):
+        assert torch.equal(lowest(ratios, count), torch.stack([lowest(ratio, count) for ratio in ratios]))
+    assert lowest(ratios, 3).tolist()[1] == [True, True, False, True, False]
 
 
 def test_candidates_are_the_samples_with_the_smallest_ratios() -> None:

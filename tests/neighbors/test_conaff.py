@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conr.neighbors.conaff import conaff, euclidean, reciprocal_encoding
+from conr.neighbors.conaff import SPARSE_FROM, conaff, euclidean, reciprocal_encoding
 from conr.neighbors.settings import ConAff
 
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -196,6 +196,18 @@ def test_reciprocal_encoding_is_one_half_or_zero_by_mutual_ranking(seed: int, si
     expected = [[((j in ranks[i]) + (i in ranks[j])) / 2 for j in range(size)] for i in range(size)]
     assert encoding.tolist() == expected
     assert set(encoding.unique().tolist()) <= {0.0, 0.5, 1.0}
+
+
+@pytest.mark.parametrize("settings", [ConAff(7, 3), ConAff(7, 3, layers=0), ConAff(5, 2, alpha=0.5, normalize=False)])
+def test_several_batches_in_one_call_have_the_neighbors_of_each(settings: ConAff) -> None:
+    batches = torch.stack([random_features(seed, 20, 6) for seed in range(3)])
+    assert torch.equal(conaff(batches, 4, settings), torch.stack([conaff(batch, 4, settings) for batch in batches]))
+    assert torch.equal(euclidean(batches, 4), torch.stack([euclidean(batch, 4) for batch in batches]))
+
+
+def test_several_large_batches_have_the_neighbors_of_each() -> None:
+    batches = F.normalize(torch.randn(2, SPARSE_FROM, 4, generator=torch.Generator().manual_seed(0)), dim=2)
+    assert torch.equal(conaff(batches, 4, ConAff()), torch.stack([conaff(batch, 4, ConAff()) for batch in batches]))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from colored import COLORS, colored_images
+from forked import run_conr, start_conr
 from PIL import Image
-from project import BIN, refused, run, run_conr, table
+from project import refused, run, table
 from ruamel.yaml import YAML
 from small_networks_onnx import write_network
 
@@ -107,6 +107,19 @@ def test_the_project_lies_beside_a_folder_that_one_is_in(
         plan(photos, output=photos / "x", backbone=backbone)
 
 
+def test_in_the_project_of_the_folder_that_project_is_used(
+    photos: Path, backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(photos, backbone, tmp_path)
+    prepare_project(made, backbone)
+    monkeypatch.chdir(made.project)
+    assert (plan(photos).project, plan(photos).resumes) == (made.project, True)
+    other = write_images(tmp_path / "other")
+    assert plan(other, backbone=backbone).project == made.project / "conr-other"
+    (made.project / "params.yaml").write_text("of: another program")
+    assert plan(photos, backbone=backbone).project == made.project / "conr-my photos"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -144,21 +157,24 @@ def test_one_command_groups_a_folder(clustered: tuple[Path, str]) -> None:
     project, said = clustered
     assert "60 images in" in said
     assert "most of it for" in said
+    assert "60 images in 3 groups\n" in said
     assert f"page    {project / 'results/report.html'}\n" in said
     rows = table(project / "results/assignments.csv")
     assert len(rows) == COUNT
     assert json.loads((project / "results/metrics.json").read_text())["acc"] == 1.0
     assert len({(row["label"], row["cluster"]) for row in rows}) == len(COLORS)
     assert not (project / ".git").exists()
+    assert not (project / "results/figures/training.png").exists(), "nothing was trained"
     assert {"kmeans", "graph"} <= json.loads((project / "results/metrics.json").read_text()).keys()
 
 
 def test_run_again_it_computes_nothing(clustered: tuple[Path, str], photos: Path) -> None:
     project, _ = clustered
     before = (project / "results/report.html").stat().st_mtime_ns
-    said = run(project.parent, "conr", "cluster", str(photos))
+    done = run_conr(project.parent, "cluster", str(photos))
+    assert done.returncode == 0, done.stderr
     assert (project / "results/report.html").stat().st_mtime_ns == before
-    assert "evaluate (" not in said
+    assert "evaluate (" not in done.stdout
 
 
 def test_other_numbers_are_compared_in_seconds(clustered: tuple[Path, str], tmp_path: Path) -> None:
@@ -169,7 +185,7 @@ def test_other_numbers_are_compared_in_seconds(clustered: tuple[Path, str], tmp_
     assert "clusters proposed (" in said
     assert {path.name for path in Workspace.at(own).proposals.iterdir()} == {"clusters.json", "clusters.png"}
     assert "Set clusters" in " ".join(run_conr(own, "clusters", "--help").stdout.split())
-    run(own, "conr", "clusters", "5")
+    assert run_conr(own, "clusters", "5").returncode == 0
     assert len(np.load(own / "results/centroids.npy")) == 5
 
 
@@ -184,14 +200,14 @@ def test_a_broken_image_is_skipped_and_too_many_stop_it_with_exit_code_2(tmp_pat
 
 def test_killed_in_the_middle_it_is_resumed_by_the_same_command(tmp_path: Path, backbone: str) -> None:
     write_images(tmp_path / "photos")
-    command = [str(BIN / "conr"), "cluster", "photos", "--clusters", "3", "--backbone", backbone]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("pretrain ("):
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-    process.wait()
+    command = ["cluster", "photos", "--clusters", "3", "--backbone", backbone]
+    process = start_conr(tmp_path, *command, output=tmp_path / "output", errors=tmp_path / "errors")
+    assert process.pid is not None
+    while not (tmp_path / "output").exists() or "\npretrain (" not in (tmp_path / "output").read_text():
+        process.join(timeout=0.02)
+        assert process.exitcode is None, (tmp_path / "errors").read_text()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
     done = run_conr(tmp_path, "cluster", "photos")
     assert done.returncode == 0, done.stderr
     assert "prepare (" not in done.stdout, "what is whole is kept"

@@ -18,9 +18,8 @@ from conr.errors import Note
 from conr.evaluation.agreement import label_scores
 from conr.files import copy_whole, save_array, sha256_of
 from conr.observer import Observer
-from conr.parameters import EvaluateStage, FinetuneStage, PretrainStage
+from conr.parameters import FinetuneStage, PretrainStage
 from conr.pipeline.checks import fit_batches
-from conr.pipeline.evaluate import evaluate
 from conr.pipeline.finetune import finetune
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.records import of_embeddings, write_record
@@ -86,7 +85,7 @@ def test_centroids_are_of_the_training_part_and_scores_of_the_test_part(
 ) -> None:
     workspace.borrow(trained[0], "artifacts/store", "artifacts/pretrain", "artifacts/finetune")
     embeddings = embed_elsewhere(workspace, encoder)
-    evaluate(workspace, EvaluateStage.of(PARAMETERS))
+    run_stages(workspace, PARAMETERS, "evaluate")
     assert "fine-tuned (ConNR)" in workspace.summary.read_text()
     store = open_store(workspace.store)
     assert store.labels is not None

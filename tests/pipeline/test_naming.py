@@ -1,5 +1,7 @@
 """Names of clusters: shown wherever clusters are, and never those of another clustering."""
 
+import json
+import re
 import warnings
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from conr.pipeline.workspace import Workspace
 
 CLUSTERS = {"a.png": 0, "b.png": 1, "deep/=c.png": 1, "d.png": 2, "e.png": 0, "f.png": 0}
 OTHERS = {**CLUSTERS, "f.png": 2}
+ON_PAGE = re.compile('id="cluster-names">(.*?)</script>')
 
 
 @pytest.fixture
@@ -42,6 +45,9 @@ def shown(workspace: Workspace) -> dict[str, str]:
     facts = open_session(workspace.clusterer, "cpu").get_modelmeta().custom_metadata_map
     card = Card.model_validate_json(facts[KEY])
     assert {row["file"]: card.names.get(int(row["cluster"]), "") for row in rows} == names
+    page = ON_PAGE.search(workspace.report.read_text(encoding="utf-8"))
+    assert page is not None
+    assert {int(number): name for number, name in json.loads(page[1]).items()} == card.names
     listed = [line for line in workspace.summary.read_text().splitlines() if line.startswith("names ")]
     assert bool(listed) == bool(card.names)
     assert all(name in listed[0] for name in card.names.values())
@@ -192,8 +198,16 @@ def test_assignments_that_do_not_belong_to_the_run_are_refused(
 
 
 def test_results_without_the_further_files_are_named_all_the_same(run: Workspace) -> None:
-    for path in (run.explorable, run.clusterer, run.summary):
+    others = (run.explorable, run.clusterer, run.report, run.summary)
+    for path in others:
         path.unlink()
     name_clusters(run, {0: "owls"})
     assert {row["name"] for row in table(run.assignments) if row["cluster"] == "0"} == {"owls"}
-    assert not any(path.exists() for path in (run.explorable, run.clusterer, run.summary))
+    assert not any(path.exists() for path in others)
+
+
+def test_a_page_of_an_older_version_stays_and_a_note_says_how_it_shows_the_names(run: Workspace) -> None:
+    run.report.write_text("<html>")
+    with pytest.warns(Note, match=rf"^{run.report} is of an older version .* after conr evaluate, or dvc repro$"):
+        name_clusters(run, {0: "owls"})
+    assert run.report.read_text() == "<html>"

@@ -14,6 +14,7 @@ from conr.embedding import int8
 from conr.embedding.session import PROVIDERS, Properties, open_session, properties
 from conr.errors import UserError
 from conr.files import load_json, sha256_of
+from conr.models.siamese import Network
 from conr.observer import SILENT
 from conr.parameters import ExtractStage
 from conr.parameters.groups import Extract
@@ -26,6 +27,27 @@ from conr.stages import extract as command
 INT8 = ExtractStage(device="cpu", extract=Extract(precision="int8"))
 FIRST = SEEDS[0]
 PARAMETERS = tiny({**FINISHED, "seeds": [FIRST]})
+
+
+@pytest.fixture(scope="module")
+def exported() -> dict[bytes, bytes]:
+    """The ONNX files that tests of this module have exported, by the weights."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _export_once(exported: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export each network once: the tests are about what follows."""
+    export = extracting.export
+
+    def once(network: Network, size: int, path: Path, properties: Properties) -> None:
+        key = b"".join(tensor.numpy().tobytes() for tensor in network.state_dict().values())
+        if key not in exported:
+            export(network, size, path, properties)
+            exported[key] = path.read_bytes()
+        path.write_bytes(exported[key])
+
+    monkeypatch.setattr(extracting, "export", once)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_every_address_is_inside_the_root_or_the_scratch_space_and_there_is_one_
     found = addresses(Workspace(Path("/runs/one"), Path("/scratch")))
     assert {"store", "pretrained.weights", "finetuned 7.log", "embeddings 7", "checkpoint 7"} <= found.keys()
     inside_scratch = {name for name, path in found.items() if path.is_relative_to("/scratch")}
-    assert inside_scratch == {"experiments", "locks", "checkpoint 7", "checkpoint 8"}
+    assert inside_scratch == {"experiments", "locks", "packed_folder", "checkpoint 7", "checkpoint 8"}
     for name in found.keys() - inside_scratch:
         assert found[name].is_relative_to("/runs/one"), name
     assert len(set(found.values())) == len(found), "no two artifacts have the same address"

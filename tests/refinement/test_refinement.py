@@ -25,7 +25,7 @@ from conr.refinement.group import GroupTerm, group_concordance
 from conr.refinement.objective import Refinement, candidate_fraction, neighbor_search
 from conr.training.compute import Compute
 from conr.training.objective import Context
-from conr.training.terms import Step
+from conr.training.terms import Batch
 
 SIZE, CLUSTERS = 16, 4
 SHARED: dict[str, Any] = {"device": "cpu", "precision": "float32", "optimizer": Optimizer(warmup_epochs=1)}
@@ -37,12 +37,12 @@ def random_outputs(seed: int) -> Outputs:
     return Outputs(*pairs)  # type: ignore[arg-type]
 
 
-def step(outputs: Outputs, seed: int = 0) -> Step:
+def step(outputs: Outputs, seed: int = 0) -> Batch:
     """A step with random clusters."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLUSTERS, (SIZE,), generator=generator)
     centroids = F.normalize(torch.randn(CLUSTERS, 8, generator=generator), dim=1)
-    return Step(outputs, torch.randperm(40, generator=generator)[:SIZE], labels, centroids, SILENT)
+    return Batch(outputs, torch.randperm(40, generator=generator)[:SIZE], labels, centroids, SILENT)
 
 
 def local_search(features: Tensor) -> Tensor:
@@ -50,6 +50,12 @@ def local_search(features: Tensor) -> Tensor:
 
 
 # The group term
+
+
+def group_term(
+    fraction_at: Callable[[int], float] = lambda epoch: 1.0, divisor: str = "candidates", labels: Tensor | None = None
+) -> GroupTerm:
+    return GroupTerm(local_search, SIZE, fraction_at, divisor, labels, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("divisor", ["candidates", "batch"])
@@ -63,7 +69,7 @@ def test_the_group_term_adds_both_directions_each_with_neighbors_and_candidates_
         prediction, target = outputs.unit_predictions[view], outputs.unit_targets[1 - view]
         kept = candidates(boundary_ratio(target, given.pseudo_labels, given.centroids), fraction)
         expected = expected + group_concordance(prediction, target, local_search(target), kept, divisor)
-    term = GroupTerm(local_search, lambda epoch: fraction, divisor, None)
+    term = group_term(lambda epoch: fraction, divisor)
     term.start_epoch(0)
     torch.testing.assert_close(term(given), expected)
     assert term.row() == {"candidate_fraction": pytest.approx(np.ceil(fraction * SIZE) / SIZE)}
@@ -71,7 +77,7 @@ def test_the_group_term_adds_both_directions_each_with_neighbors_and_candidates_
 
 def test_the_group_term_logs_the_mean_purity_of_the_neighbors_of_both_directions() -> None:
     labels = torch.randint(-1, 3, (40,), generator=torch.Generator().manual_seed(1))
-    term = GroupTerm(local_search, lambda epoch: 1.0, "candidates", labels)
+    term = group_term(labels=labels)
     term.start_epoch(0)
     purities = []
     for seed in (0, 1):
@@ -84,7 +90,7 @@ def test_the_group_term_logs_the_mean_purity_of_the_neighbors_of_both_directions
 
 
 def test_the_group_term_counts_from_zero_in_every_epoch() -> None:
-    term = GroupTerm(local_search, lambda epoch: [0.25, 1.0][epoch], "candidates", None)
+    term = group_term(lambda epoch: [0.25, 1.0][epoch])
     found = []
     for epoch in (0, 1):
         term.start_epoch(epoch)
@@ -94,7 +100,7 @@ def test_the_group_term_counts_from_zero_in_every_epoch() -> None:
 
 
 def test_purity_without_any_known_label_is_unknown() -> None:
-    term = GroupTerm(local_search, lambda epoch: 1.0, "candidates", torch.full((40,), -1))
+    term = group_term(labels=torch.full((40,), -1))
     term.start_epoch(0)
     term(step(random_outputs(0)))
     assert term.row()["neighbor_purity"] is None
@@ -129,7 +135,7 @@ def boost() -> BoostTerm:
 
 
 def group() -> GroupTerm:
-    term = GroupTerm(local_search, lambda epoch: 0.5, "candidates", None)
+    term = group_term(lambda epoch: 0.5)
     term.start_epoch(0)
     return term
 
@@ -181,8 +187,8 @@ def test_neighbors_are_searched_as_the_parameters_say() -> None:
     assert torch.equal(neighbor_search(parameters)(features), euclidean(features, 5))
 
 
-def refinement(**settings: Any) -> Refinement:
-    parameters = FinetuneStage(**SHARED, **settings, finetune=Finetune(epochs=4, batch_size=32))
+def refinement(batch_size: int = 32, **settings: Any) -> Refinement:
+    parameters = FinetuneStage(**SHARED, **settings, finetune=Finetune(epochs=4, batch_size=batch_size))
     images = torch.from_numpy(patterned(np.arange(64) % 4))
     return Refinement(
         Context(small_spec().build(seed=0), images, None, Compute.choose("cpu", "float32"), SILENT), parameters
@@ -193,7 +199,7 @@ UNREAD = (torch.full((2, 8), torch.nan), torch.full((2, 8), torch.nan))  # the g
 
 
 def test_candidates_of_a_batch_come_from_the_pseudo_labels_of_its_own_samples() -> None:
-    objective = refinement(clusters=2, k=1, k1=1, k2=1, fr=0.5)
+    objective = refinement(batch_size=4, clusters=2, k=1, k1=1, k2=1, fr=0.5)
     objective.load_state({"centroids": torch.eye(2, 8), "pseudo_labels": torch.arange(64) // 32})
     objective.start_epoch(0)
     # Two samples of either half: one lies on the centroid of its pseudo label, the other on the wrong one.
@@ -212,5 +218,5 @@ def test_clusters_keep_their_numbers_from_epoch_to_epoch() -> None:
     objective.load_state({"centroids": first["centroids"][order], "pseudo_labels": first["pseudo_labels"]})
     features = torch.rand(8, 8)
     objective.loss(Outputs(UNREAD, (features, features), (features, features)), torch.arange(8))
-    objective.end_epoch(0)
+    objective.end_epoch(0, steps=1)
     assert torch.equal(order[objective.state()["pseudo_labels"]], first["pseudo_labels"])

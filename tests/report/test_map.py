@@ -107,14 +107,13 @@ def test_tiles_are_in_an_order_in_which_near_points_are_near() -> None:
 
 
 def test_colors_of_clusters_are_those_of_the_legend() -> None:
-    encoded = make_map().encoded({1: "leaves"})
+    encoded = make_map().encoded()
     legend: Any = encoded.content["clusters"]
     assert [row["number"] for row in legend] == [0, 1, 2]
     assert [row["size"] for row in legend] == [EACH] * 3
     assert {row["number"]: row["color"] for row in legend} == encoded.colors
     assert len(set(encoded.colors.values())) == 3
     assert [row["x"] for row in legend] == pytest.approx([65535 * x / 25 for x in (2.5, 12.5, 22.5)], abs=2)
-    assert encoded.content["names"] == {1: "leaves"}
     assert encoded.content["edge"] == EDGE
 
 

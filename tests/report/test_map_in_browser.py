@@ -1,11 +1,13 @@
 """The map in a real browser: pointing, clicking, keys, touch, filter, dark mode, a phone."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from map_sample import EACH, EDGE, HOSTILE, INKS, make_mapped_report
 
 from conr.report.page import write_page
+from conr.report.page_names import rename_in_page
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install -e '.[dev]')")
 
@@ -363,6 +365,28 @@ def test_names_of_clusters_are_on_cards_and_found_by_their_filter(
     assert page.find("#cluster-1 h3").text == "Leaves <b>"
     page.type(text)
     assert page.clusters() == clusters
+
+
+def test_new_names_are_wherever_a_cluster_is(driver: webdriver.Chrome, tmp_path: Path) -> None:
+    path, names = tmp_path / "report.html", {0: "</script><b>" + 80 * "x", 1: "'Owls' & \"cats\" 🦉", 2: "חתולים"}
+    write_page(make_mapped_report(), path)
+    assert rename_in_page(path, names)
+    page = MapPage(driver, path.as_uri())
+    page.resize(1280)
+    page.load()
+    assert [button.text for button in page.all("#legend button")] == [f"{name}\n{EACH}" for name in names.values()]
+    assert page.find("#cluster-2 .on-map").accessible_name == f"Show {names[2]} on the map"
+    page.move(IMAGE).perform()
+    assert page.find("#tip-cluster").text == f"{names[1]}, label cat"
+    page.click(IMAGE)
+    assert page.find("#panel-details").text == f"{names[1]}, next nearest {names[2]}, uncertainty 0.56, label cat"
+    assert page.find("#panel-cluster").text == f"All of {names[1]}"
+    assert page.all("#panel-near .neighbor")[0].accessible_name.endswith(f", {names[1]}")
+    page.find("#find").send_keys("owls")
+    assert page.find("#map-shown").text == "36 of 108 images"
+    page.resize(390)
+    page.wait("return $('legend').clientWidth < 390 && $('legend').scrollWidth <= $('legend').clientWidth")
+    assert driver.get_log("browser") == []
 
 
 # Thumbnails

@@ -1,10 +1,12 @@
 """The page in a real browser: filter, sort, enlarge, on a desktop and on a phone."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from conr.report.page import Report, write_page
+from conr.report.page_names import rename_in_page
 
 pytest.importorskip("selenium", reason="selenium is not installed (pip install -e '.[dev]')")
 
@@ -117,6 +119,30 @@ def test_names_with_markup_are_shown_as_they_are(page: Page) -> None:
     page.find("figure button").click()
     assert page.find("#name").text == 'Sizes <script>alert("1")</script>'
     assert page.find("#large").size["width"] > 800
+
+
+def test_a_name_is_shown_when_the_page_is_loaded_again(
+    driver: webdriver.Chrome, report: Report, tmp_path: Path
+) -> None:
+    path, name = tmp_path / "report.html", "</script><b>'Cats' & \"dogs\" 🐈 חתול"
+    write_page(report, path)
+    page = Page(driver, path.as_uri())
+    page.resize(1280)
+    page.load()
+    assert page.find("#cluster-1 .head").text.startswith("Cluster 1\n")
+    assert rename_in_page(path, {1: name})
+    page.load()
+    assert page.find("#cluster-1 .head").text.startswith(f"{name}\ncluster 1\n")
+    assert page.find("#cluster-0 .borderline").text == f"could also be {name}"
+    assert page.find("#cluster-1 .borderline").text == "could also be cluster 2"
+    page.type("DOGS")
+    assert page.clusters() == ["1"]
+    page.find("#cluster-1 .thumb").click()
+    assert page.find("#details").text == f"{name}, next nearest cluster 0, uncertainty 0.25, label cat"
+    page.find("#close").click()
+    page.find("figure button").click()
+    assert page.find("#details").text == ""
+    assert driver.get_log("browser") == []
 
 
 def test_a_link_reaches_a_cluster_that_the_filter_hides(page: Page) -> None:

@@ -121,7 +121,7 @@ def test_workspace_and_pipeline_name_the_same_artifacts() -> None:
     paths += [files.weights.parent for files in (here.pretrained, here.finetuned(7))]
     known = {path.as_posix() for path in paths}
     beside = {path.as_posix() for path in (here.results, here.sweeps, here.ablation, here.experiments, here.locks)}
-    beside |= {here.proposals.as_posix(), here.names.as_posix()}
+    beside |= {path.as_posix() for path in (here.proposals, here.names, here.packed_folder)}
     made = set().union(*(outs(stage) for stage in PIPELINE["stages"].values()))
     assert made <= known
     assert {path for path in known - beside if not lies_in(path, made)} == set()

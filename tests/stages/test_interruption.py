@@ -1,12 +1,13 @@
 """A training stage that is stopped resumes where it was, and ends as if it had never been stopped."""
 
+import os
 import signal
-import subprocess
-from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from project import BIN, run_conr, run_stages, tiny, write_params
+from forked import run_conr, start_conr
+from project import run_stages, tiny, write_params
 
 from conr.pipeline.workspace import Workspace
 
@@ -22,23 +23,15 @@ def undisturbed(packed: Workspace, tmp_path_factory: pytest.TempPathFactory) -> 
     return workspace
 
 
-def stop_after_first_epoch(folder: Path, stage: str, with_signal: int) -> subprocess.Popen[str]:
-    """Start a stage, stop it once it has saved a checkpoint, and return the ended process."""
-    process = subprocess.Popen(
-        [BIN / "conr", stage],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts background jobs, this test among them, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def stop_after_first_epoch(folder: Path, stage: str, with_signal: int) -> BaseProcess:
+    """Start a stage, stop it once it has saved a checkpoint, and return the ended process; errors are in the folder."""
+    process = start_conr(folder, stage, output=folder / "output", errors=folder / "errors")
     while not list(folder.glob(f".conr/checkpoints/{stage}-*/state.pt")):
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.02)
-        assert process.returncode is None, "the stage ended before it saved a checkpoint"
-    process.send_signal(with_signal)
-    process.wait(timeout=60)
+        process.join(timeout=0.02)
+        assert process.exitcode is None, "the stage ended before it saved a checkpoint"
+    assert process.pid is not None
+    os.kill(process.pid, with_signal)
+    process.join(timeout=60)
     return process
 
 
@@ -60,12 +53,11 @@ def test_a_stopped_stage_resumes_and_ends_with_the_same_weights(
         run.pretrained.weights if stage == "pretrain" else run.finetuned(0).weights for run in (workspace, undisturbed)
     )
     stopped = stop_after_first_epoch(workspace.root, stage, with_signal)
-    assert stopped.returncode == code
+    assert stopped.exitcode == code
     assert not weights.exists()
     if with_signal != signal.SIGKILL:
-        assert stopped.stderr is not None
         message = "Error: stopped; run the same command to resume after the last saved epoch\n"
-        assert stopped.stderr.read() == message
+        assert (workspace.root / "errors").read_text() == message
 
     if with_signal == signal.SIGINT:
         result = run_conr(workspace.root, stage)

@@ -1,15 +1,13 @@
 """Commands that compute in several processes: when they are stopped, none of them lives on."""
 
-import os
 import signal
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import endless_estimate
 import pytest
-from project import BIN, run_stages, tiny, write_params
+from forked import start_with_pipe, stop_all
+from project import run_stages, tiny, write_params
 
 from conr.pipeline.workspace import Workspace
 
@@ -22,17 +20,6 @@ ENDLESS: dict[str, Any] = {
 }
 
 
-def ended(command: subprocess.Popen[str], number: signal.Signals) -> str:
-    """Stop a command, and only it; return what it wrote to standard error when all of its processes have ended."""
-    try:
-        command.send_signal(number)
-        _, errors = command.communicate(timeout=60)  # a pipe closes when the last process that holds it has ended
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(command.pid, signal.SIGKILL)
-    return errors
-
-
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("number", "code", "seeds"),
@@ -42,43 +29,16 @@ def test_no_training_outlives_its_ablation(tmp_path: Path, number: signal.Signal
     workspace = Workspace.at(tmp_path)
     write_params(workspace.root, ENDLESS)
     run_stages(workspace, tiny(ENDLESS), "prepare")
-    command = subprocess.Popen(
-        [BIN / "conr", "ablate", "--seeds", ",".join(map(str, seeds)), "--jobs", "2"],
-        cwd=workspace.root,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs, this test among them, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    command, errors = start_with_pipe(tmp_path, "ablate", "--seeds", ",".join(map(str, seeds)), "--jobs", "2")
     try:
         while len(list(workspace.experiments.rglob("state.pt"))) < len(seeds):
-            with suppress(subprocess.TimeoutExpired):
-                command.wait(timeout=0.02)
-            assert command.returncode is None, "the command ended before its trainings saved a checkpoint"
+            command.join(timeout=0.02)
+            assert command.exitcode is None, "the command ended before its trainings saved a checkpoint"
     finally:
-        errors = ended(command, number)
-    assert command.returncode == code
+        written = stop_all(command, errors, number)
+    assert command.exitcode == code
     if number != signal.SIGKILL:
-        assert errors == "Error: stopped; run the same command to resume after the last saved epoch\n"
-
-
-# The command with trials that never end; their processes import this file, and nothing else that takes long.
-ESTIMATE = """
-import signal
-
-def endless(*arguments):
-    print("trying", flush=True)
-    signal.pause()
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run in a shell's background
-    from conr.pipeline import estimate, params_file
-    from conr.stages import cli
-
-    estimate.try_out = endless
-    cli.run("estimate", params_file.read())
-"""
+        assert written == "Error: stopped; run the same command to resume after the last saved epoch\n"
 
 
 @pytest.mark.timeout(120)
@@ -88,21 +48,14 @@ if __name__ == "__main__":
 def test_a_stopped_estimate_ends_at_once_and_leaves_no_process(
     workspace: Workspace, project: Path, number: signal.Signals, code: int
 ) -> None:
-    (project / "endless.py").write_text(ESTIMATE)
-    command = subprocess.Popen(
-        [sys.executable, "endless.py"],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert command.stdout is not None
+    command, errors = start_with_pipe(project, main=endless_estimate.main)
     try:
-        assert command.stdout.readline() == "trying\n"
+        while not (project / "output").exists() or (project / "output").read_text() != "trying\n":
+            command.join(timeout=0.02)
+            assert command.exitcode is None, "the command ended before its trial began"
     finally:
-        errors = ended(command, number)
-    assert command.returncode == code
+        written = stop_all(command, errors, number)
+    assert command.exitcode == code
     if number != signal.SIGKILL:
-        assert errors.endswith("Error: stopped; run the same command to start again\n")
+        assert written.endswith("Error: stopped; run the same command to start again\n")
         assert list(workspace.scratch.iterdir()) == []

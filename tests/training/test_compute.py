@@ -102,3 +102,19 @@ def test_the_machine_is_named_with_its_software() -> None:
     described = machine(torch.device("cpu"))
     assert f", threads: {torch.get_num_threads()}, torch {torch.__version__}, Python 3." in described
     assert not described.startswith(",")
+
+
+def test_float32_is_not_tf32_on_a_gpu() -> None:
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    Compute.choose("cpu", "float32")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_embeds_many_small_images_at_a_time_and_fewer_large_ones() -> None:
+    gpu = Compute(torch.device("cuda"), torch.bfloat16)
+    sizes = [gpu.feature_batch(torch.zeros(1, size, size, 3)) for size in (32, 224, 4096)]
+    assert sizes == [8192, 167, 1]
+    assert PLAIN.feature_batch(torch.zeros(1, 224, 224, 3)) == 1024

@@ -17,14 +17,16 @@ from conr.observer import Observer
 from conr.parameters import FinetuneStage, Optimizer, PretrainStage, Views
 from conr.parameters.groups import Finetune, Framework, Neighborhood, Pretrain
 from conr.refinement.objective import Refinement
-from conr.training import loop
 from conr.training.compute import Compute
-from conr.training.loop import Recipe, train
+from conr.training.execution import Execution
+from conr.training.loop import train
 from conr.training.objective import Context, Objective
 from conr.training.pretraining import Pretraining
+from conr.training.recipe import Recipe
 
 GPU = torch.device("cuda")
 BATCH, STEPS, CLUSTERS = 8, 2, 4
+EXECUTION = Execution(one_forward=True, fused_optimizer=True)
 SHARED: dict[str, Any] = {"optimizer": Optimizer(warmup_epochs=0), "views": Views(rotation=10.0)}
 GROUP_TERMS = {"instance": 0.5, "scattering": 0.1, "boost": 0.1, "boost_neighbors": 2}
 
@@ -47,6 +49,8 @@ class NoTransfers(TorchDispatchMode):
     """Fails where a tensor moves from one device to another."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten._fused_sgd_.tensor_lr:  # has no fake kernel; it writes to what it is given
+            return None
         result = func(*args, **kwargs or {})
         if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
             devices = {tensor.device.type for tensor in (*args[:2], result) if isinstance(tensor, Tensor)}
@@ -72,7 +76,8 @@ def train_on_gpu(
     noise_std: float = 0.0,
 ) -> None:
     """Some steps of `train`, as if on a GPU; raises `StepsDoneError` if nothing waits for it or leaves it."""
-    monkeypatch.setattr(loop, "epoch_generator", lambda *_: torch.Generator())
+    new_generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda *_: new_generator())  # there is none on a GPU without one
     settings = Pretrain(epochs=1, batch_size=BATCH, crop_scale=0.2, predictor_lr_scale=1.0)
     recipe = Recipe("step", 0, settings, **SHARED, noise_std=noise_std)
     model, observer = small_spec(framework=framework).build(), SomeSteps()
@@ -89,7 +94,7 @@ def train_on_gpu(
 
         monkeypatch.setattr(Tensor, "backward", backward)
         with OnGpu(), NoTransfers():
-            train(prepared, recipe, NoCheckpoint())
+            train(prepared, recipe, NoCheckpoint(), EXECUTION)
 
 
 class NoCheckpoint:

@@ -23,8 +23,8 @@ from conr.refinement.objective import finetune
 from conr.training import checkpoints
 from conr.training.checkpoints import Checkpoint
 from conr.training.log import Row
-from conr.training.loop import Recipe, epoch_generator
 from conr.training.pretraining import pretrain
+from conr.training.recipe import Recipe
 
 EPOCHS, BATCH = 4, 32
 SCHEDULE = Optimizer(base_learning_rate=0.8, warmup_epochs=1, schedule_epochs=2 * EPOCHS, target_momentum=0.9)
@@ -247,16 +247,15 @@ def recipe(seed: int, first_epoch: int) -> Recipe:
 
 
 def test_randomness_of_an_epoch_is_its_own_and_repeatable() -> None:
-    cpu = torch.device("cpu")
-    drawn = {
-        (seed, first, epoch): torch.rand(4, generator=epoch_generator(recipe(seed, first), epoch, cpu)).tolist()
+    seeds = {
+        (seed, first, epoch, stream): recipe(seed, first).epoch_seed(epoch, stream)
         for seed in (0, 1)
         for first in (0, 3)
         for epoch in (0, 1, 2)
+        for stream in (0, 1)
     }
-    assert len({tuple(values) for values in drawn.values()}) == 12
-    again = torch.rand(4, generator=epoch_generator(recipe(1, 3), 2, cpu)).tolist()
-    assert again == drawn[1, 3, 2]
+    assert len(set(seeds.values())) == 24
+    assert recipe(1, 3).epoch_seed(2, 1) == seeds[1, 3, 2, 1]
 
 
 def test_another_seed_gives_another_run(

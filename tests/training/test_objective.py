@@ -21,7 +21,7 @@ from conr.training.compute import Compute
 from conr.training.log import Row
 from conr.training.objective import Context, Objective, PseudoLabels
 from conr.training.pretraining import Pretraining, pretrain
-from conr.training.terms import InstanceTerm, ScatteringTerm, Step, Term
+from conr.training.terms import Batch, InstanceTerm, ScatteringTerm, Term
 
 BATCH = 16
 IMAGES = patterned(np.arange(48) % 4)
@@ -52,12 +52,12 @@ def random_outputs(seed: int, size: int = BATCH) -> Outputs:
     return Outputs(*pairs)  # type: ignore[arg-type]
 
 
-def step(outputs: Outputs, seed: int = 0, clusters: int = 4) -> Step:
+def step(outputs: Outputs, seed: int = 0, clusters: int = 4) -> Batch:
     """A step with random clusters."""
     generator, size = torch.Generator().manual_seed(seed), len(outputs.targets[0])
     labels = torch.randint(0, clusters, (size,), generator=generator)
     centroids = torch.nn.functional.normalize(torch.randn(clusters, 8, generator=generator), dim=1)
-    return Step(outputs, torch.arange(size), labels, centroids, SILENT)
+    return Batch(outputs, torch.arange(size), labels, centroids, SILENT)
 
 
 # The log
@@ -132,7 +132,7 @@ class Constant(Term):
         super().__init__(weight)
         self.value, self.active = value, active
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Batch) -> Tensor:
         return torch.tensor(self.value, requires_grad=True)
 
 
@@ -157,29 +157,33 @@ def test_a_loss_is_the_weighted_sum_of_its_active_terms_and_the_log_has_their_me
     assert objective.loss(random_outputs(0), torch.arange(BATCH)).item() == 0.5 * 2 + 4 * 3
     term.value = 4.0
     assert objective.loss(random_outputs(0), torch.arange(BATCH)).item() == 0.5 * 4 + 4 * 3
-    assert objective.end_epoch(0) == {"loss_constant": 3.0, "loss_other": 3.0, "of_other": 7.0}
+    assert objective.end_epoch(0, steps=2) == {"loss_constant": 3.0, "loss_other": 3.0, "of_other": 7.0}
     objective.start_epoch(1)
     objective.loss(random_outputs(0), torch.arange(BATCH))
-    assert objective.end_epoch(1)["loss_constant"] == 4.0
+    assert objective.end_epoch(1, steps=1)["loss_constant"] == 4.0
 
 
 def test_a_term_that_is_not_active_takes_no_part() -> None:
     objective = objective_of(Constant(2.0, weight=0.5), Other(3.0, weight=4.0, active=False))
     objective.start_epoch(0)
     assert objective.loss(random_outputs(0), torch.arange(BATCH)).item() == 1.0
-    assert objective.end_epoch(0) == {"loss_constant": 2.0}
+    assert objective.end_epoch(0, steps=1) == {"loss_constant": 2.0}
 
 
-def test_a_batch_is_enqueued_after_its_loss() -> None:
+def test_a_batch_is_enqueued_after_the_update() -> None:
     framework = framework_class("moco")(Framework(name="moco", queue=20))
     objective = Objective(context(), framework, [InstanceTerm(framework)], PseudoLabels(context(), 4, seed=0))
     first, second = random_outputs(0), random_outputs(1)
     objective.start_epoch(0)
     expected = framework_class("moco")(framework.settings).instance_loss(first)
     assert torch.equal(objective.loss(first, torch.arange(BATCH)), expected)
-    torch.testing.assert_close(objective.state()["queue"][:BATCH], first.unit_targets[0])
-    objective.loss(second, torch.arange(BATCH))
-    torch.testing.assert_close(objective.state()["queue"][:BATCH], second.unit_targets[0])
+    assert torch.equal(objective.loss(first, torch.arange(BATCH)), expected)
+    objective.after_update(first)
+    queue = objective.state()["queue"]
+    torch.testing.assert_close(queue[:BATCH], first.unit_targets[0])
+    objective.after_update(second)
+    assert objective.state()["queue"] is queue
+    torch.testing.assert_close(queue[:BATCH], second.unit_targets[0])
 
 
 def test_pretraining_pulls_each_view_towards_the_other() -> None:

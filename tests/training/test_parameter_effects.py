@@ -143,6 +143,9 @@ PRETRAIN: dict[str, list[Switch] | str] = {
     ],  # at epoch 0 every cosine is at 1
     "optimizer.target_momentum": [Switch(0.5, "1.1 target weights")],
     "optimizer.target_schedule": [Switch("constant", "1.2 target weights")],
+    "training.graph": ELSEWHERE,  # how a GPU computes the same: test_recording.py
+    "training.processes": ELSEWHERE,  # who computes the same: test_together.py
+    "training.threads": ELSEWHERE,  # with how many threads: test_threads.py
     "pretrain.epochs": [Switch(3, "3.0 centroids")],  # the first of one more epoch
     "pretrain.batch_size": [Switch(16, "1.1 batch")],
     "pretrain.cached_views": ELSEWHERE,  # of a frozen backbone: test_frozen_backbone.py
@@ -219,6 +222,9 @@ FINETUNE: dict[str, list[Switch] | str] = {
     ],  # it started in pretraining
     "optimizer.target_momentum": [Switch(0.5, "1.1 target weights")],
     "optimizer.target_schedule": [Switch("constant", "1.1 target weights")],
+    "training.graph": ELSEWHERE,  # as above
+    "training.processes": ELSEWHERE,  # as above
+    "training.threads": ELSEWHERE,  # as above
     "finetune.epochs": [
         Switch(3, "2.0 candidate fraction"),  # which takes longer to grow
         Switch(3, "3.0 centroids", ALL_SAMPLES),

@@ -303,6 +303,41 @@ def test_full_turn_is_no_turn() -> None:
     torch.testing.assert_close(resample(pixels, **(unchanged(pixels) | {"angle": angle})), pixels, rtol=0, atol=1e-4)
 
 
+def test_one_draw_gives_the_numbers_of_many() -> None:
+    """Those of earlier versions, which drew every parameter by itself: runs can be repeated."""
+    settings, one_by_one = Views(jitter=0.5, rotation=20.0), generator(7)
+
+    def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        drawn = torch.rand(shape, generator=one_by_one)
+        return drawn if (low, high) == (0.0, 1.0) else drawn * (high - low) + low
+
+    jittered = uniform(6) < 0.5
+    area, ratio = (
+        uniform(6, 10, low=0.3) * (12 * 16),
+        torch.exp(uniform(6, 10, low=math.log(3 / 4), high=math.log(4 / 3))),
+    )
+    heights, widths = (area / ratio).sqrt(), (area * ratio).sqrt()
+    fits = (heights <= 12) & (widths <= 16)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    found = fits.gather(1, first)
+    height = torch.where(found, heights.gather(1, first), 12.0)
+    width = torch.where(found, widths.gather(1, first), 16.0)
+    offsets = uniform(6, 2)
+    drawn = draw(6, 12, 16, settings, 0.3, generator(7))
+    assert torch.equal(
+        drawn.crop, torch.cat((offsets[:, :1] * (12 - height), offsets[:, 1:] * (16 - width), height, width), 1)
+    )
+    assert torch.equal(drawn.flipped, uniform(6) < settings.flip)
+    assert torch.equal(drawn.angle, uniform(6, low=-20, high=20))
+    for found, strength in ((drawn.brightness, 0.4), (drawn.contrast, 0.4), (drawn.saturation, settings.saturation)):
+        assert found is not None
+        assert torch.equal(found, torch.where(jittered, uniform(6, low=1 - strength, high=1 + strength), 1.0))
+    assert drawn.hue is not None
+    assert torch.equal(drawn.hue, torch.where(jittered, uniform(6, low=-settings.hue, high=settings.hue), 0.0))
+    assert drawn.grayscale is not None
+    assert torch.equal(drawn.grayscale, uniform(6) < settings.grayscale)
+
+
 def test_the_observer_is_notified_of_what_is_drawn_and_of_both_views() -> None:
     class Tracer(Observer):
         traces: ClassVar[list[tuple[str, Any]]] = []

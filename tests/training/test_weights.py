@@ -29,7 +29,7 @@ def used_model(spec: ModelSpec) -> Siamese:
     with torch.no_grad():
         for parameter in model.online.parameters():
             parameter.mul_(1.1)
-    model.update_target(0.5)
+    model.update_target(torch.tensor(0.5))
     return model.eval()
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ class Peers:
     def __init__(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["conr.refinement.objective", "conr.training.launcher", "pytest"])
+        forkserver.ensure_running()  # now, while nothing holds signals back, which all processes would inherit
         self._pool = ProcessPoolExecutor(LARGEST, context)
 
     def call(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -35,6 +35,7 @@ from conr.processes import end_with_parent, no_interrupt, outer_rank, outer_size
 RESTARTS = 3  # of all processes, after one was killed or lost another
 START_METHOD = "spawn"  # a fork would copy the threads of libraries in any state, and cannot use a GPU
 PATIENCE = timedelta(days=7)  # for the slowest process: the launchers find those that have ended
+LAST_WORDS = 10.0  # seconds for what processes have sent before they ended
 FEWER = "run the same command to resume, with fewer processes (training.processes) or smaller batches"
 
 Given = ParamSpec("Given")
@@ -164,6 +165,7 @@ def _start(job: Job[Any], processes: int, observer: Observer) -> None:
     relay = Thread(target=_relay, args=(reader, observer, errors), daemon=True)
     relay.start()  # before Ctrl-C is held back: it still reaches this thread
     threads = max(1, torch.get_num_threads() // processes)
+    others = set(multiprocessing.active_children())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would tell of every connection that ends
     failure = None
     try:
@@ -185,8 +187,10 @@ def _start(job: Job[Any], processes: int, observer: Observer) -> None:
     except ChildFailedError as error:
         failure = error
     finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # Ctrl-C came before the launcher knew all that it had started
         writer.close()
-        relay.join()
+        relay.join(LAST_WORDS)
     if failure is not None:
         raise errors[0] if errors else failure
 

@@ -150,7 +150,9 @@ def goes_on_until_it_is_stopped(folder: Path, observer: Observer) -> None:
 def is_told_to_stop(folder: Path) -> None:
     """A command that Ctrl-C stops."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    launcher.START_METHOD = "forkserver"
+    # The fork server that starts this may itself have been started while Ctrl-C was held back.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    launcher.START_METHOD = "fork"  # for speed: of a process that has imported everything, and that has no threads yet
     try:
         train_together(partial(goes_on_until_it_is_stopped, folder), 2, SILENT)
     except KeyboardInterrupt:

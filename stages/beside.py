@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from conr.embedding.engines.settings import Engine
 from conr.errors import UserError
 from conr.observer import Observer
 from conr.parameters import Parameters
@@ -13,7 +14,7 @@ from conr.pipeline import ablation
 from conr.pipeline import estimate as cost
 from conr.pipeline import info as information
 from conr.pipeline import sweep as sweeping
-from conr.pipeline.assign import assign_folder
+from conr.pipeline.assign import assign_folder, assign_share
 from conr.pipeline.naming import name_clusters
 from conr.pipeline.sorting import Link, sort_run
 from conr.pipeline.workspace import Workspace
@@ -33,10 +34,17 @@ def assign(
     sort_into: Path | None,
     link: Link,
     device: str,
+    embeddings: Path | None,
+    engine: Engine,
     observer: Observer,
 ) -> str:
-    """Assign new images to the clusters of the last run."""
-    done = assign_folder(workspace, folder, output, sort_into, device, observer, link=link)
+    """Assign new images to the clusters of the last run, or a share of them."""
+    if engine.is_share:
+        shards = assign_share(workspace, folder, engine, embeddings, device, observer)
+        return f"share {engine.shard} is in {shards}; run the command with --shard merge after all of them"
+    done = assign_folder(
+        workspace, folder, output, sort_into, device, observer, link=link, engine=engine, embeddings=embeddings
+    )
     clusters = len(np.unique(done.assignment.clusters))
     lines = [f"{counted(len(done.files), 'image')} in {counted(clusters, 'cluster')}, listed in {output.resolve()}"]
     if done.precision == "int8":

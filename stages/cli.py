@@ -20,9 +20,12 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from conr.embedding.engines.settings import Engine
 from conr.errors import Note, UserError, disk_is_full, one_line
 from conr.text import printable
 
+from . import memory
+from .engines import AddressFlag, EngineFlag, ShardFlag
 from .integers import Integers, integers
 
 HELP_FLAGS = {"--help", "-h"}
@@ -30,10 +33,7 @@ ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
 RESUMED["cluster"] = "resume: what is whole is kept"
 MODULES = {"cluster": "cluster", "clusters": "cluster"}
-GPU_IS_FULL = ("CUDA out of memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-MEMORY_IS_FULL = ("can't allocate memory", "bad_alloc")
 SHOW_WARNING = warnings.showwarning
-LESS_MEMORY = {name: f"lower {name}.batch_size or network.width" for name in ("pretrain", "finetune")}
 
 LinkName = Literal["none", "hard", "symbolic"]
 LINKS = "none: copy; hard or symbolic: link instead"
@@ -93,14 +93,14 @@ def run(name: str, *arguments: Any) -> None:
         number = stop.args[0] if stop.args else signal.SIGINT
         _fail(f"stopped; run the same command to {RESUMED.get(name, 'start again')}", 128 + number)
     except (MemoryError, RuntimeError) as error:
-        message = _out_of_memory(name, error)
+        message = memory.full(name, error)
         if message is None:
             raise
         raise UserError(message) from error
     _say(f"{name} ({time.perf_counter() - started:.0f} s): {summary}")
 
 
-def _check_stage(name: str, workspace: Any, parameters: Any) -> None:
+def _check_stage(name: str, workspace: Any, parameters: Any, *others: Any) -> None:
     """Check all parameters against the images, those of later stages too; compare them with those of earlier runs."""
     if name == "prepare":
         return
@@ -111,16 +111,6 @@ def _check_stage(name: str, workspace: Any, parameters: Any) -> None:
     if workspace.store.exists():
         check_data(parameters, load_manifest(workspace.store))
     note_other_parameters(workspace, name, parameters)
-
-
-def _out_of_memory(name: str, error: Exception) -> str | None:
-    """What to say if memory is too small. The text decides: the class that PyTorch has for it may not be loaded."""
-    remedy = LESS_MEMORY.get(name, "free some")
-    if any(sign in str(error) for sign in GPU_IS_FULL):
-        return f"{name} does not fit into the GPU's memory; {remedy}, or set device: cpu"
-    if isinstance(error, MemoryError) or any(sign in str(error) for sign in MEMORY_IS_FULL):
-        return f"{name} does not fit into memory; {remedy}"
-    return None
 
 
 def main() -> NoReturn:
@@ -219,12 +209,14 @@ def cluster(
         Literal["none", "folder", "parent"] | None,
         typer.Option(help="For scores only: the first folder below FOLDER, or the one that holds the file"),
     ] = None,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
 ) -> None:
     """Sort a folder of photos into groups: one command, minutes, no labels, no git.
 
     It makes a project, for params.yaml and all other commands. Run it again to resume.
     """
-    run("cluster", folder, clusters, output, backbone, refine, labels)
+    run("cluster", folder, clusters, output, backbone, refine, labels, Engine(engine, address))
 
 
 @app.command()
@@ -248,9 +240,16 @@ def assign(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one")
     ] = "auto",
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Also keep embeddings and clusters in this folder, as Parquet files; run again to resume"),
+    ] = None,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
+    shard: ShardFlag = None,
 ) -> None:
     """Sort new images into the clusters of the last run."""
-    run("assign", folder, output, sort_into, link, device)
+    run("assign", folder, output, sort_into, link, device, embeddings, Engine(engine, address, shard))
 
 
 @app.command()

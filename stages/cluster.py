@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from conr.data.store import load_manifest
+from conr.embedding.engines.settings import Engine
 from conr.files import load_array
 from conr.observer import Observer
 from conr.parameters import Parameters
@@ -15,6 +16,8 @@ from conr.pipeline.reproduce import reproduce
 from conr.pipeline.workspace import Workspace
 from conr.processes import cores
 from conr.text import counted, printable
+
+from .engines import engine_variables
 
 RESUME = "run the same command to resume"
 RERUN = "run the same command again to group what it holds now"
@@ -28,6 +31,7 @@ def cluster(
     backbone: str | None,
     refine: bool,
     labels: str | None,
+    engine: Engine,
     observer: Observer,
 ) -> str:
     """Plan, say what will be done, and run all stages; returns the summary."""
@@ -35,7 +39,7 @@ def cluster(
     typer.echo(printable(announcement(plan), keep="\n"))
     cluster_folder.prepare_project(plan, backbone)
     outdated = plan.workspace.store.exists() and cluster_folder.has_changed(plan)
-    code = reproduce(plan.project, anew="prepare" if outdated else "")
+    code = reproduce(plan.project, anew="prepare" if outdated else "", variables=engine_variables(engine))
     if code:
         cluster_folder.remove_unused(plan)
         raise typer.Exit(code)

@@ -8,14 +8,17 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.main import get_command
 
+from conr.embedding.engines.settings import Engine
 from conr.errors import UserError
 from conr.parameters import STAGES, Parameters
 from conr.parameters.keys import Key, leaves, lookup
 from conr.pipeline import params_file
 
+from .engines import FLAGS
 from .integers import Integers, Texts, integers, texts
 
-Run = Callable[[str, Parameters], None]
+Run = Callable[..., None]
+EMBEDS = ("pretrain", "extract")  # stages that an engine can do the work of
 
 
 def stage_context(
@@ -37,8 +40,11 @@ def stage_context(
     content = parameters.model_dump()
     fields = dict(leaves(STAGES[name]))
 
+    engine_flags = FLAGS if name in EMBEDS else {}
+
     def command(**flags: Any) -> None:
-        run(name, parameters.changed({".".join(key): flags[_argument(key)] for key in fields}, "flags"))
+        engine = [Engine(*(flags[flag] for flag in engine_flags))] if engine_flags else []
+        run(name, parameters.changed({".".join(key): flags[_argument(key)] for key in fields}, "flags"), *engine)
 
     signature = [
         inspect.Parameter(
@@ -48,6 +54,9 @@ def stage_context(
             annotation=_option(key, field),
         )
         for key, field in fields.items()
+    ] + [
+        inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for flag, (annotation, default) in engine_flags.items()
     ]
     command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
     app = typer.Typer(add_completion=False)

@@ -17,7 +17,7 @@ ROOT = Path(conr.__file__).parents[1]
 # From the lowest. A package (or module) imports lower floors and itself, but no other of its floor.
 FLOORS = [
     {"errors", "text"},
-    {"files", "observer", "processes", "parameters"},
+    {"files", "observer", "processes", "parameters", "vectors"},
     {"neighbors"},
     {"data", "models", "losses", "clustering"},
     {"frameworks", "evaluation", "embedding"},
@@ -173,7 +173,7 @@ def test_functions_and_files_are_short(file: Path) -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"]]
-    for extra in ("heic", "pretrained", "tiff"):
+    for extra in ("heic", "pretrained", "ray", "tiff"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[<>=!~\[ ]", text)[0].replace("_", "-").lower() for text in declared}
     distributions = packages_distributions()

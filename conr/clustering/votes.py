@@ -4,6 +4,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from conr.neighbors.search import index_of_lists
 from conr.observer import SILENT, Observer
 
 NEIGHBORS = 10  # that vote, at most
@@ -50,44 +51,69 @@ def assign_by_neighbors(
     >>> found.tolist(), confidence.round(2).tolist()
     ([1], [1.0])
     """
-    _check(embeddings, stored, clusters, count, neighbors)
-    number = min(neighbors, len(stored))
-    index = faiss.IndexFlatIP(stored.shape[1])
-    index.add(np.ascontiguousarray(stored, np.float32))
+    voters = Voters(stored, clusters, count, neighbors=neighbors)
     assigned, confidence = np.empty(len(embeddings), np.int64), np.empty(len(embeddings), np.float32)
     with observer.task("assign", len(embeddings)):
         for first in range(0, len(embeddings), ROWS):
             rows = slice(first, first + ROWS)
-            scores, found = index.search(np.ascontiguousarray(embeddings[rows], np.float32), number)
-            order = np.lexsort((found, -scores), axis=1)
-            scores, voters = np.take_along_axis(scores, order, 1), clusters[np.take_along_axis(found, order, 1)]
-            votes = np.zeros((len(scores), count), np.float32)
-            np.add.at(
-                votes, (np.arange(len(scores))[:, None], voters), 1 / (1 + np.float32(NEAREST) - scores.clip(max=1))
-            )
-            votes /= votes.sum(1, keepdims=True)
-            assigned[rows] = np.where(scores[:, 0] >= SAME, voters[:, 0], votes.argmax(1))
-            confidence[rows] = np.take_along_axis(votes, assigned[rows, None], 1)[:, 0]
-            observer.step_done(len(scores))
+            assigned[rows], confidence[rows] = voters.assign(embeddings[rows])
+            observer.step_done(len(assigned[rows]))
     return assigned, confidence
 
 
-def _check(
-    embeddings: NDArray[np.float32],
-    stored: NDArray[np.float32],
-    clusters: NDArray[np.int64],
-    count: int,
-    neighbors: int,
-) -> None:
+class Voters:
+    """Stored samples that vote for the clusters of new ones, by the rule of `assign_by_neighbors`.
+
+    Args:
+        stored, clusters, count, neighbors: as there.
+        approximate: find neighbors in an index of lists: some percent are missed, and the time of a sample hardly grows
+            with the number of stored ones.
+
+    Raises:
+        ValueError: as there.
+    """
+
+    def __init__(
+        self,
+        stored: NDArray[np.float32],
+        clusters: NDArray[np.int64],
+        count: int,
+        *,
+        neighbors: int = NEIGHBORS,
+        approximate: bool = False,
+    ) -> None:
+        _check(stored, clusters, count, neighbors)
+        self.clusters, self.count, self.number = clusters, count, min(neighbors, len(stored))
+        stored = np.ascontiguousarray(stored, np.float32)
+        self._index = index_of_lists(stored) if approximate else faiss.IndexFlatIP(stored.shape[1])
+        self._index.add(stored)
+
+    def assign(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(M,) clusters of (M, D) embeddings, and confidences; in memory that grows with M · count."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != self._index.d:
+            raise ValueError(f"embeddings must have shape (M, {self._index.d}), got {embeddings.shape}")
+        if not np.isfinite(embeddings).all():
+            raise ValueError("embeddings must be finite")
+        scores, found = self._index.search(np.ascontiguousarray(embeddings, np.float32), self.number)
+        scores[found < 0] = -np.inf  # lists with fewer samples: no vote
+        order = np.lexsort((found, -scores), axis=1)
+        scores, voters = np.take_along_axis(scores, order, 1), self.clusters[np.take_along_axis(found, order, 1)]
+        votes = np.zeros((len(scores), self.count), np.float32)
+        weights = 1 / (1 + np.float32(NEAREST) - scores.clip(max=1))
+        np.add.at(votes, (np.arange(len(scores))[:, None], voters), weights)
+        votes /= votes.sum(1, keepdims=True)
+        assigned = np.where(scores[:, 0] >= SAME, voters[:, 0], votes.argmax(1))
+        return assigned, np.take_along_axis(votes, assigned[:, None], 1)[:, 0]
+
+
+def _check(stored: NDArray[np.float32], clusters: NDArray[np.int64], count: int, neighbors: int) -> None:
     if stored.ndim != 2 or not len(stored):
         raise ValueError(f"stored must have shape (N, D) with at least one sample, got {stored.shape}")
-    if embeddings.ndim != 2 or embeddings.shape[1] != stored.shape[1]:
-        raise ValueError(f"embeddings must have shape (M, {stored.shape[1]}), got {embeddings.shape}")
     if clusters.shape != (len(stored),):
         raise ValueError(f"clusters must have shape ({len(stored)},), got {clusters.shape}")
     if clusters.min() < 0 or clusters.max() >= count:
         raise ValueError(f"clusters must lie between 0 and {count - 1}, got {clusters.min()} to {clusters.max()}")
     if neighbors < 1:
         raise ValueError(f"neighbors = {neighbors} must be at least 1")
-    if not (np.isfinite(embeddings).all() and np.isfinite(stored).all()):
-        raise ValueError("embeddings and stored must be finite")
+    if not np.isfinite(stored).all():
+        raise ValueError("stored must be finite")

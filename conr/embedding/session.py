@@ -100,6 +100,18 @@ def batch_size(session: onnxruntime.InferenceSession, image_size: int) -> int:
     return max(1, min(most, most * 32**2 // pixels**2))
 
 
+def run_batches(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(B, D) float32 embeddings of (B, S, S, 3) images, a batch after the other in this thread."""
+    size = batch_size(session, images.shape[1])
+    batches = [_run(session, images[first : first + size]) for first in range(0, len(images), size)]
+    return np.concatenate([np.empty((0, session.get_outputs()[0].shape[1]), np.float32), *batches])
+
+
+def _run(session: onnxruntime.InferenceSession, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
+    return rows
+
+
 def infer(
     session: onnxruntime.InferenceSession, arrays: Iterable[NDArray[np.uint8]]
 ) -> Generator[NDArray[np.float32], None, None]:
@@ -116,11 +128,6 @@ def infer(
     Yields:
         (B, D) float32 rows of B images: unit vectors, or what else the file's only output is.
     """
-
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
-        return rows
-
     workers = cores() if session.get_providers()[0] == PROVIDERS["cpu"] else 2
     waiting: deque[Future[NDArray[np.float32]]] = deque()
     pool = ThreadPoolExecutor(workers)
@@ -128,7 +135,7 @@ def infer(
         for images in arrays:
             size = batch_size(session, images.shape[1])
             for first in range(0, len(images), size):
-                waiting.append(pool.submit(run, images[first : first + size]))
+                waiting.append(pool.submit(_run, session, images[first : first + size]))
                 if len(waiting) == 2 * workers:
                     yield waiting.popleft().result()
         while waiting:

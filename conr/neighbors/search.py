@@ -33,12 +33,7 @@ def approximate_neighbors(features: NDArray[np.float32], k1: int, rows: int) -> 
 
     Of the true neighbors, some percent are missed and others take their places.
     """
-    count, dimension = features.shape
-    lists = min(round(LISTS * count**0.5), count)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = min(PROBED, lists)
-    index.cp.max_points_per_centroid = TRAINED_ON
-    index.train(features)
+    count, index = len(features), index_of_lists(features)
     index.add(features)
     for first in range(0, count, rows):
         found, _ = _ordered(*index.search(features[first : first + rows], k1), first)
@@ -46,6 +41,17 @@ def approximate_neighbors(features: NDArray[np.float32], k1: int, rows: int) -> 
         for chosen in np.array_split(short, len(short) * count // BLOCK + 1):
             found[chosen] = _exact(features, first + chosen, k1)
         yield found
+
+
+def index_of_lists(features: NDArray[np.float32]) -> faiss.IndexIVFFlat:
+    """A faiss index (IVF) for (N, D) float32 features, trained on them; they are still to be added."""
+    count, dimension = features.shape
+    lists = min(round(LISTS * count**0.5), count)
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
+    index.nprobe = min(PROBED, lists)
+    index.cp.max_points_per_centroid = TRAINED_ON
+    index.train(features)
+    return index
 
 
 def given_neighbors(neighbors: NDArray[np.int64], rows: int) -> Iterator[NDArray[np.int64]]:

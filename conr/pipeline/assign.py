@@ -1,9 +1,14 @@
 """assign: new images → the clusters of the last run. No stage of the pipeline: DVC does not track its output."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +17,13 @@ from onnxruntime import InferenceSession
 from conr.clustering.votes import assign_by_neighbors
 from conr.data.folders import images_below
 from conr.data.items import Item, paged
-from conr.data.reading import read_all
 from conr.data.store import load_manifest
-from conr.embedding.session import infer, open_session, properties
+from conr.embedding.engines.items import ItemImages
+from conr.embedding.engines.local import embed_here
+from conr.embedding.engines.run import write_shards
+from conr.embedding.engines.settings import LOCAL, Engine
+from conr.embedding.engines.shards import Manifest, Shards, layout
+from conr.embedding.session import batch_size, open_session, properties
 from conr.errors import UserError
 from conr.evaluation.assignment import Assignment, assign
 from conr.files import load_array, sha256_of, write_table
@@ -22,9 +31,10 @@ from conr.observer import SILENT, Observer
 from conr.pipeline.naming import load_clusters, present_names
 from conr.pipeline.records import read_record
 from conr.pipeline.sorting import Link, check_copies, check_target, check_writable, folder_names, sort_files
-from conr.pipeline.workspace import Workspace
+from conr.pipeline.workspace import RECORD, Workspace
 
 AGAIN = "run conr evaluate, or dvc repro"
+COLUMNS = ["cluster", "own_distance", "next_cluster", "next_distance"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,17 @@ class Encoder:
         clusters, _ = assign_by_neighbors(embeddings, *self.voters, len(self.centroids))
         return assign(embeddings, self.centroids, clusters)
 
+    def describe(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """The columns of shards that say what `assign` does; the next cluster is −1 where there is one cluster."""
+        found = self.assign(embeddings)
+        values = found.clusters, found.own_distance, found.next_cluster, found.next_distance
+        return {**dict(zip(COLUMNS, values, strict=True)), "boundary_ratio": found.boundary_ratio}
+
+    def layout(self, identity: Mapping[str, str], images: int) -> Manifest:
+        """The shards of so many images."""
+        batch = batch_size(self.session, self.image_size)
+        return layout(identity, images, batch, self.image_size, self.centroids.shape[1])
+
 
 def assign_folder(
     workspace: Workspace,
@@ -81,6 +102,8 @@ def assign_folder(
     observer: Observer = SILENT,
     *,
     link: Link = "none",
+    engine: Engine = LOCAL,
+    embeddings: Path | None = None,
 ) -> Assigned:
     """Assign every image below a folder to a cluster of a finished run.
 
@@ -93,36 +116,126 @@ def assign_folder(
         device: "cpu", "cuda" or "auto".
         observer: notified of every image.
         link: "hard" or "symbolic" for links instead of copies.
+        engine: who embeds.
+        embeddings: a folder in which embeddings and clusters stay, as shards (`conr.embedding.engines.shards`); those
+            that are there are used. None for none.
 
     Raises:
-        UserError: there is no finished run or no readable image, or the targets cannot be written to.
+        UserError: there is no finished run or no readable image, the targets cannot be written to, or the engine
+            cannot be used.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name the one that holds the images")
+    _check_folder(folder)
     _check_output(output)
     what = f"--sort-into {sort_into}"
     if sort_into is not None:
         check_target(sort_into, folder, what)
     encoder, names = open_encoder(workspace, device), present_names(workspace)
-    images, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
-    items, _ = paged(folder, images, _frames(workspace))
+    images, skipped = _images(workspace, folder, encoder)
     if sort_into is not None:
-        known = {item.file for item in items}
+        known = {item.file for item in images.items}
         check_copies(sort_into, what, lambda name: name.partition("/")[2] in known)  # which cluster, is not known yet
 
-    embeddings, reasons = embed_items(encoder, items, observer)
-    files = [item.file for item, reason in zip(items, reasons, strict=True) if not reason]
-    broken = [(item.file, reason) for item, reason in zip(items, reasons, strict=True) if reason]
+    with _shards(workspace, folder, encoder, images, engine, embeddings) as shards:
+        write_shards(engine, workspace.encoder, device, images, shards, encoder.describe, observer, "assign")
+        reasons, assignment = _read(shards)
+        if embeddings is not None:
+            shards.publish()
+    pairs = list(zip((item.file for item in images.items), reasons, strict=True))
+    files, broken = [file for file, reason in pairs if not reason], [pair for pair in pairs if pair[1]]
     if not files:
         raise UserError(
             f"{folder}: none of {len(broken)} images can be read; the first: {broken[0][0]}: {broken[0][1]}"
         )
-    assignment = encoder.assign(embeddings)
     write_table(output, *assignment.table(files, names=names), errors="surrogateescape")
     if sort_into is not None:
         folders, clusters = folder_names(len(encoder.centroids), names), assignment.clusters.tolist()
         sort_files(folder, files, clusters, folders, sort_into, what, link, observer)
     return Assigned(files, assignment, broken, skipped, encoder.precision)
+
+
+def assign_share(
+    workspace: Workspace,
+    folder: Path,
+    engine: Engine,
+    embeddings: Path | None = None,
+    device: str = "auto",
+    observer: Observer = SILENT,
+) -> Path:
+    """Embed and assign a share of the images below a folder, into shards that `assign_folder` uses.
+
+    Returns:
+        The folder of the shards.
+
+    Raises:
+        UserError: as in `assign_folder`.
+    """
+    _check_folder(folder)
+    encoder = open_encoder(workspace, device)
+    images, _ = _images(workspace, folder, encoder)
+    with _shards(workspace, folder, encoder, images, engine, embeddings) as shards:
+        write_shards(engine, workspace.encoder, device, images, shards, encoder.describe, observer, "assign")
+    return shards.folder
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name the one that holds the images")
+
+
+def _images(workspace: Workspace, folder: Path, encoder: Encoder) -> tuple[ItemImages, list[tuple[str, str]]]:
+    """The images below a folder; and (file, reason) of what is left out."""
+    found, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
+    items, _ = paged(folder, found, _frames(workspace))
+    return ItemImages(items, encoder.image_size), skipped
+
+
+@contextmanager
+def _shards(
+    workspace: Workspace,
+    folder: Path,
+    encoder: Encoder,
+    images: ItemImages,
+    engine: Engine,
+    embeddings: Path | None,
+) -> Iterator[Shards]:
+    """Where the shards are: in the user's folder, or in scratch space until all of their results are out.
+
+    Without either, a run that is stopped leaves nothing, and starts again.
+    """
+    if engine == LOCAL and embeddings is None:
+        with TemporaryDirectory(prefix="conr-") as temporary:
+            yield Shards.opened(Path(temporary), encoder.layout({}, len(images)))
+        return
+    identity = {
+        "encoder": sha256_of(workspace.encoder),
+        "clusters": sha256_of(workspace.results / RECORD),
+        "images": _fingerprint(folder, images, _frames(workspace)),
+    }
+    plan = encoder.layout(identity, len(images))
+    shards = Shards.opened(embeddings or workspace.shards(plan.fingerprint), plan)
+    yield shards
+    if embeddings is None and not engine.is_share:
+        shutil.rmtree(shards.folder, ignore_errors=True)
+
+
+def _fingerprint(folder: Path, images: ItemImages, frames: str) -> str:
+    """What differs where other images would be read: names, sizes and times of change."""
+    digest = hashlib.sha256(frames.encode())
+    for item in images.items:
+        status = os.stat(f"{folder}/{item.file}")  # noqa: PTH116
+        digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(item.file) + b"\0")
+    return digest.hexdigest()
+
+
+def _read(shards: Shards) -> tuple[list[str], Assignment]:
+    """Of all images why they cannot be read, or ""; and the assignment of those that can."""
+    reasons: list[str] = []
+    parts = []
+    for table in shards.read(["reason", *COLUMNS]):
+        reasons += [reason or "" for reason in table["reason"].to_pylist()]
+        good = table.select(COLUMNS).drop_null()
+        parts.append([good[name].to_numpy() for name in COLUMNS])
+    return reasons, Assignment(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def open_encoder(workspace: Workspace, device: str) -> Encoder:
@@ -161,21 +274,16 @@ def embed_items(
     Returns:
         (M, D) unit vectors of the M readable ones, in their order; and for each item why it cannot be read, or "".
     """
-    reasons: list[str] = []
-
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        with closing(read_all(items)) as chunks, observer.task("assign", len(items)):
-            for _, outcomes in chunks:
-                reasons.extend(outcome if isinstance(outcome, str) else "" for outcome in outcomes)
-                good = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-                if good:
-                    yield np.stack(good)
-                observer.step_done(len(outcomes))
-
-    with closing(infer(encoder.session, batches())) as results:
-        parts = list(results)
-    empty = np.empty((0, encoder.centroids.shape[1]), np.float32)
-    return np.concatenate([empty, *parts]), reasons
+    images = ItemImages(items, encoder.image_size)
+    rows = encoder.layout({}, len(items)).part
+    parts = [range(first, min(first + rows, len(items))) for first in range(0, len(items), rows)]
+    found, reasons = [np.empty((0, encoder.centroids.shape[1]), np.float32)], []
+    with closing(embed_here(encoder.session, images, parts)) as results, observer.task("assign", len(items)):
+        for result in results:
+            found.append(result.embeddings)
+            reasons += result.reasons
+            observer.step_done(len(result.reasons))
+    return np.concatenate(found), reasons
 
 
 def _frames(workspace: Workspace) -> str:

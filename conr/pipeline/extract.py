@@ -10,13 +10,15 @@ from tempfile import TemporaryDirectory
 
 from conr.data.store import Store, open_store
 from conr.embedding.appending import append_heads
+from conr.embedding.engines.settings import LOCAL, Engine
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
-from conr.embedding.session import Properties, embed, open_session
+from conr.embedding.session import Properties, open_session
 from conr.files import copy_whole, load_array, save_array, sha256_of
 from conr.models.cluster_heads import load_head
 from conr.observer import SILENT, Observer
 from conr.parameters import ExtractStage
+from conr.pipeline.embedding import StoreEmbedding
 from conr.pipeline.records import identity, of_embeddings, read_record, write_record
 from conr.pipeline.workspace import TrainingFiles, Workspace, writes
 from conr.training.weights import load_weights
@@ -38,53 +40,101 @@ class Extracted:
 
 
 @writes
-def extract(workspace: Workspace, parameters: ExtractStage, observer: Observer = SILENT) -> Extracted:
+def extract(
+    workspace: Workspace, parameters: ExtractStage, observer: Observer = SILENT, engine: Engine = LOCAL
+) -> Extracted:
     """Embed all images with every target network, through ONNX; keep the encoder of the first seed.
 
     Raises:
-        UserError: store or weights are missing or damaged, or an encoder differs from its network.
+        UserError: store or weights are missing or damaged, an encoder differs from its network, or the engine cannot
+            be used.
     """
     parameters, store = ExtractStage.of(parameters), open_store(workspace.store)
-    made_from = {"store": store.manifest.training_identity, "pretrained": identity(workspace.pretrained.network)}
-    first, *further = seeds = read_record(workspace.refined, "run conr finetune again", made_from).seeds
+    first, *further = seeds = _seeds(workspace, store)
+    embedding = StoreEmbedding(workspace, store, parameters.device, engine, observer)
     shutil.rmtree(workspace.embedded, ignore_errors=True)  # of an earlier run, perhaps with other seeds
     with TemporaryDirectory() as folder:
         for seed in (None, *further):
-            _encode(workspace, store, seed, Path(folder) / "encoder.onnx", parameters, observer)
-    extracted = _encode(workspace, store, first, encoder := workspace.encoder, parameters, observer)
+            _encode(embedding, seed, Path(folder) / "encoder.onnx", parameters)
+    extracted = _encode(embedding, first, encoder := workspace.encoder, parameters)
     made = [workspace.embeddings(), *map(workspace.embeddings, seeds)]
     made_from = {**of_embeddings(workspace, store.manifest, first), "encoder": sha256_of(encoder)}
     write_record(workspace.embedded, made, seeds, made_from, parameters.extract.precision)
+    embedding.remove_shards()
     return extracted
 
 
-def _encode(
-    workspace: Workspace, store: Store, seed: int | None, encoder: Path, parameters: ExtractStage, observer: Observer
-) -> Extracted:
+def extract_share(
+    workspace: Workspace, parameters: ExtractStage, engine: Engine, observer: Observer = SILENT
+) -> list[Path]:
+    """Embed a share of the images with every network, into shards that `extract` uses; other shares may run beside it.
+
+    Returns:
+        The folders of shards; none where all embeddings follow from those of a frozen backbone.
+
+    Raises:
+        UserError: as in `extract`.
+    """
+    parameters, store = ExtractStage.of(parameters), open_store(workspace.store)
+    embedding = StoreEmbedding(workspace, store, parameters.device, engine, observer)
+    with TemporaryDirectory() as folder:
+        for seed in (None, *_seeds(workspace, store)):
+            if _is_embedded(workspace, seed, parameters):
+                _write_encoder(embedding, seed, encoder := Path(folder) / "encoder.onnx", parameters)
+                embedding.write(encoder, None, f"embed {workspace.embeddings(seed).stem}")
+    return embedding.folders
+
+
+def _seeds(workspace: Workspace, store: Store) -> list[int]:
+    made_from = {"store": store.manifest.training_identity, "pretrained": identity(workspace.pretrained.network)}
+    return read_record(workspace.refined, "run conr finetune again", made_from).seeds
+
+
+def _is_refined(workspace: Workspace, seed: int | None) -> bool:
+    return seed is not None and workspace.finetuned(seed).weights.exists()
+
+
+def _is_embedded(workspace: Workspace, seed: int | None, parameters: ExtractStage) -> bool:
+    """Whether a network sees all images: not where features of a frozen one are there, or nothing was refined."""
+    known = workspace.pretrained.is_frozen and parameters.extract.precision == "float32"
+    return not known and (seed is None or _is_refined(workspace, seed))
+
+
+def _files(workspace: Workspace, seed: int | None) -> TrainingFiles:
+    return workspace.finetuned(seed) if seed is not None and _is_refined(workspace, seed) else workspace.pretrained
+
+
+def _encode(embedding: StoreEmbedding, seed: int | None, encoder: Path, parameters: ExtractStage) -> Extracted:
     """Export what embeds the images before ConNR, or after it with a seed, and write the embeddings."""
-    embeddings, precision, frozen = workspace.embeddings(seed), parameters.extract.precision, workspace.pretrained
-    refined = seed is not None and workspace.finetuned(seed).weights.exists()
-    files = workspace.finetuned(seed) if seed is not None and refined else workspace.pretrained
-    similarity = None
-    if precision == "float32":
-        _export(workspace, store, files, encoder)
-    else:
-        with TemporaryDirectory() as folder:
-            original = Path(folder) / "float32.onnx"
-            _export(workspace, store, files, original)
-            similarity = quantize(original, store.training_images, encoder, observer)
-    # A device that can train need not be one that onnxruntime has been built for.
-    session = open_session(encoder, "cpu" if parameters.device == "cpu" else "auto")
-    if seed is not None and not refined:  # the same features once more
+    workspace, frozen = embedding.workspace, embedding.workspace.pretrained
+    files, embeddings = _files(workspace, seed), workspace.embeddings(seed)
+    similarity = _write_encoder(embedding, seed, encoder, parameters)
+    if _is_embedded(workspace, seed, parameters):
+        embedding.write(encoder, embeddings, f"embed {embeddings.stem}")
+    elif seed is not None and not _is_refined(workspace, seed):  # the same features once more
         copy_whole(workspace.embeddings(), embeddings)
-    elif files.is_frozen and precision == "float32":
+    elif files.is_frozen:
         copy_whole(files.features, embeddings)
-    elif frozen.is_frozen and precision == "float32":
+    else:
         features, head = load_array(frozen.features, "run conr pretrain again"), load_head(files.weights)
         save_array(embeddings, head.embed(features))
-    else:
-        embed(session, store.images, embeddings, observer, f"embed {embeddings.stem}")
-    return Extracted(store.manifest.count, similarity, session.get_providers()[0])
+    provider = open_session(encoder, embedding.own_device).get_providers()[0]
+    return Extracted(embedding.store.manifest.count, similarity, provider)
+
+
+def _write_encoder(
+    embedding: StoreEmbedding, seed: int | None, encoder: Path, parameters: ExtractStage
+) -> float | None:
+    """Write the ONNX file; of an int8 one returns the mean cosine similarity to float32."""
+    workspace, store = embedding.workspace, embedding.store
+    files = _files(workspace, seed)
+    if parameters.extract.precision == "float32":
+        _export(workspace, store, files, encoder)
+        return None
+    with TemporaryDirectory() as folder:
+        original = Path(folder) / "float32.onnx"
+        _export(workspace, store, files, original)
+        return quantize(original, store.training_images, encoder, embedding.observer)
 
 
 def _export(workspace: Workspace, store: Store, files: TrainingFiles, encoder: Path) -> None:

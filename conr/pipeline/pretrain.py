@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from conr.data.store import Manifest, open_same_store, open_store
+from conr.embedding.engines.settings import LOCAL, Engine
 from conr.errors import Note
 from conr.models.backbones import IMAGENET_MEAN, IMAGENET_STD, identity, parse_backbone
 from conr.models.resnet_weights import STEM, WIDTH, ResNetWeights, read_resnet
@@ -26,8 +27,12 @@ from conr.training.weights import ModelSpec, save_weights
 
 
 @writes
-def pretrain(workspace: Workspace, parameters: PretrainStage, observer: Observer = SILENT) -> list[Row]:
+def pretrain(
+    workspace: Workspace, parameters: PretrainStage, observer: Observer = SILENT, engine: Engine = LOCAL
+) -> list[Row]:
     """Train networks, or resume where the same run was interrupted; of a frozen backbone take the features instead.
+
+    Only those are the work of an engine.
 
     Returns:
         The log, one row per epoch; none of a frozen backbone.
@@ -39,7 +44,7 @@ def pretrain(workspace: Workspace, parameters: PretrainStage, observer: Observer
     asked, store = PretrainStage.of(parameters), open_store(workspace.store)
     check_data(asked, store.manifest)
     if asked.network.is_frozen:
-        embed_frozen(workspace, asked, store, observer)
+        embed_frozen(workspace, asked, store, observer, engine)
         return []
     backbone, weights = identity(parse_backbone(asked.network.backbone)), starting_weights(asked)
     parameters, spec = fit_batches(asked, store.manifest), model_spec(asked, store.manifest, weights)

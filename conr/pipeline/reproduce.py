@@ -8,22 +8,25 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 
 FAILED = re.compile(r"failed to run: conr \w+.*exited with (-?\d+)")
 
 
-def reproduce(project: Path, anew: str = "") -> int:
+def reproduce(project: Path, anew: str = "", variables: Mapping[str, str] | None = None) -> int:
     """Run all stages of a project that are not up to date; the exit code of the first that fails, or 0.
 
     Args:
         project: its folder.
         anew: a stage that is run in any case, whatever DVC knows of its inputs.
+        variables: further environment variables of the stages.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # where conr is
     command = [sys.executable, "-m", __name__, *filter(None, [anew])]
-    return subprocess.run(command, cwd=project, env={**os.environ, "PATH": path}, check=False).returncode
+    environment = {**os.environ, **(variables or {}), "PATH": path}
+    return subprocess.run(command, cwd=project, env=environment, check=False).returncode
 
 
 def main() -> int:

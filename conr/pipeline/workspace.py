@@ -154,6 +154,10 @@ class Workspace:
         """The folder of workspaces, one for each training of the rows of a table."""
         return self.scratch / "experiments"
 
+    def shards(self, name: str) -> Path:
+        """The folder of embeddings of which not all are there yet."""
+        return self.scratch / "shards" / name
+
     @property
     def locks(self) -> Path:
         """The folder of what keeps two processes from the same work."""

@@ -13,6 +13,7 @@ from PIL import Image
 from project import table
 
 from conr.data.items import OTHER_SUFFIX
+from conr.embedding.engines.settings import LOCAL
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
 from conr.embedding.session import INPUT, OUTPUT, Properties, open_session
@@ -40,7 +41,7 @@ class Project:
     output: Path
 
     def assign(self, sort_into: Path | None = None) -> str:
-        return beside.assign(self.workspace, self.images, self.output, sort_into, "none", "cpu", SILENT)
+        return beside.assign(self.workspace, self.images, self.output, sort_into, "none", "cpu", None, LOCAL, SILENT)
 
     def rows(self) -> dict[str, dict[str, str]]:
         return {row["file"]: row for row in table(self.output)}

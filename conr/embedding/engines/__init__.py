@@ -1,0 +1,1 @@
+"""Who embeds many images: this process, tasks of an array job, or Ray; all write the same shards."""

@@ -178,35 +178,18 @@ def print_lightly(given: Namespace) -> None:
 
 
 def print_executions(given: Namespace) -> None:
-    """The variants of the step in turns."""
-    print(head("network", "step", "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor"))
+    """The variants of the step."""
     for network in given.networks:
         case = replace(NETWORKS[network], batch=given.batch)
-        cells = {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items()}
-        found = {name: np.array(turns.results) for name, turns in in_turns(cells, given.repeats).items()}
-        for name, rates in found.items():
-            wall, processor = np.median(rates, axis=0)
-            ratios = np.median(rates / found["plain"], axis=0)
-            cells_of_row = f"{wall:,.1f}", f"{processor:,.1f}", *(f"{ratio:.2f}" for ratio in ratios)
-            print(line(network, name, *cells_of_row), flush=True)
+        print_rates(network, {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items()}, given)
 
 
 def print_convolutions(given: Namespace) -> None:
-    """Steps beside their convolutions alone, in turns: the share of what these allow."""
-    print(
-        head("network", "step", "images/s of processor time", "convolutions alone", "share, wall", "share, processor")
-    )
+    """A step's convolutions alone, which are the limit of each variant."""
     for network in given.networks:
         case = replace(NETWORKS[network], batch=given.batch)
-        alone = case.convolutions()
-        cells = {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items() if not execution.graph}
-        turns = in_turns({"alone": alone, **cells}, given.repeats)
-        found = {name: np.array(cell.results) for name, cell in turns.items()}
-        for name in cells:
-            _, processor = np.median(found[name], axis=0)
-            _, limit = np.median(found["alone"], axis=0)
-            shares = (f"{share:.2f}" for share in np.median(found[name] / found["alone"], axis=0))
-            print(line(network, name, f"{processor:,.1f}", f"{limit:,.1f}", *shares), flush=True)
+        steps = {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items() if not execution.graph}
+        print_rates(network, {"convolutions alone": case.convolutions(), **steps}, given)
 
 
 def print_allocators(given: Namespace) -> None:
@@ -215,17 +198,22 @@ def print_allocators(given: Namespace) -> None:
     if library is None:
         print("jemalloc is not installed (Debian: libjemalloc2)")
         return
-    print(
-        head("network", "allocator", "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor")
-    )
     for network in given.networks:
         case = replace(NETWORKS[network], batch=given.batch)
-        cells = {name: partial(preloading, path, case) for name, path in {"glibc": "", "jemalloc": library}.items()}
-        found = {name: np.array(turns.results) for name, turns in in_turns(cells, given.repeats).items()}
-        for name, rates in found.items():
-            wall, processor = np.median(rates, axis=0)
-            ratios = (f"{ratio:.2f}" for ratio in np.median(rates / found["glibc"], axis=0))
-            print(line(network, name, f"{wall:,.1f}", f"{processor:,.1f}", *ratios), flush=True)
+        print_rates(
+            network, {"glibc": partial(preloading, "", case), "jemalloc": partial(preloading, library, case)}, given
+        )
+
+
+def print_rates(network: str, calls: Mapping[str, Callable[[], tuple[float, float]]], given: Namespace) -> None:
+    """What calls that take turns return: images per second, and how many times as many as the first of them."""
+    print(head(network, "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor"))
+    found = {name: np.array(turns.results) for name, turns in in_turns(calls, given.repeats).items()}
+    first, *_ = found.values()
+    for name, rates in found.items():
+        figures = [f"{rate:,.1f}" for rate in np.median(rates, axis=0)]
+        print(line(name, *figures, *(f"{ratio:.2f}" for ratio in np.median(rates / first, axis=0))), flush=True)
+    print()
 
 
 def preloading(library: str, case: Case) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The commands beside the pipeline: assign, ablate, sweep, estimate. Each returns its summary."""
+"""The commands beside the pipeline: assign, sort, name, ablate, sweep, estimate. Each returns its summary."""
 
 import shutil
 from pathlib import Path
@@ -12,12 +12,12 @@ from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import ablation
 from conr.pipeline import estimate as cost
-from conr.pipeline import info as information
 from conr.pipeline import sweep as sweeping
 from conr.pipeline.assign import assign_folder, assign_share
 from conr.pipeline.naming import name_clusters
 from conr.pipeline.sorting import Link, sort_run
 from conr.pipeline.workspace import Workspace
+from conr.processes import machine_memory
 from conr.text import counted, printable
 
 from .console import show_cursor
@@ -98,18 +98,6 @@ def sweep(workspace: Workspace, parameters: list[str], observer: Observer) -> st
     return f"{count} experiments in {figure} and {table}"
 
 
-def info(workspace: Workspace, verify: bool, observer: Observer) -> str:
-    """Say what the workspace holds.
-
-    Raises:
-        UserError: something of it is damaged.
-    """
-    lines, wrong = information.info(workspace, verify)
-    if wrong:
-        raise UserError("\n".join([*wrong, "", *lines]))
-    return "\n".join(["", *lines, *(["all of it is what was written"] if verify else [])])
-
-
 def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -> str:
     """Say what training will take."""
     try:
@@ -119,4 +107,4 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -
     on_gpu = costs["finetune"].device_memory is not None
     device = torch.cuda.get_device_name() if on_gpu else f"the CPU (threads: {torch.get_num_threads()})"
     free = shutil.disk_usage(workspace.scratch).free
-    return "\n".join(["", *cost.report(costs, device, free, cost.machine_memory())])
+    return "\n".join(["", *cost.report(costs, device, free, machine_memory())])

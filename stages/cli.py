@@ -24,7 +24,7 @@ from conr.embedding.engines.settings import Engine
 from conr.errors import Note, UserError, disk_is_full, one_line
 from conr.text import printable
 
-from . import memory
+from . import about, memory
 from .engines import AddressFlag, EngineFlag, ShardFlag
 from .integers import Integers, integers
 
@@ -172,6 +172,7 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+app.callback()(about.options)
 for _name, _summary in STAGES.items():
     app.command(_name, cls=StageCommand, help=_summary)(lambda: None)
 
@@ -316,14 +317,6 @@ def sweep(
 
 
 @app.command()
-def info(
-    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare it with its hashes")] = False,
-) -> None:
-    """Say what this folder holds: images, networks, embeddings, results."""
-    run("info", verify)
-
-
-@app.command()
 def estimate(
     settings: Annotated[
         list[str] | None,
@@ -346,3 +339,6 @@ def estimate(
             "conr prepare first"
         )
     run("estimate", params_file.read().changed(changes))
+
+
+app.command()(about.info)

@@ -32,7 +32,7 @@ HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
 RESUMED["cluster"] = "resume: what is whole is kept"
-MODULES = {"cluster": "cluster", "clusters": "cluster"}
+MODULES = {"cluster": "cluster", "clusters": "cluster", "assign": "sorting", "sort": "sorting"}
 SHOW_WARNING = warnings.showwarning
 
 LinkName = Literal["none", "hard", "symbolic"]
@@ -122,6 +122,8 @@ def main() -> NoReturn:
         app()
     except UserError as error:
         _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        _fail(f"this command needs {error.name}, which is not installed here; pip install conr installs it", 2)
     except OSError as error:
         if disk_is_full(error):
             where = f" while writing {error.filename}" if error.filename else ""

@@ -31,7 +31,7 @@ from .integers import Integers, integers
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
-RESUMED["cluster"] = "resume: what is whole is kept"
+RESUMED |= dict.fromkeys(("prepare", "cluster"), "resume: what is whole is kept")
 MODULES = {"cluster": "cluster", "clusters": "cluster"}
 SHOW_WARNING = warnings.showwarning
 

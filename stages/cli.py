@@ -256,11 +256,12 @@ def assign(
 def sort(
     target: Annotated[Path, typer.Argument(help="New folder for one folder per cluster; run again to resume")],
     link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
+    webdataset: Annotated[bool, typer.Option("--webdataset", help="Tar files with the clusters instead")] = False,
 ) -> None:
     """Copy or link the images of the last run into one folder per cluster; originals are never moved or changed."""
     from conr.pipeline import params_file
 
-    run("sort", params_file.read(), target, link)
+    run("write_webdataset" if webdataset else "sort", params_file.read(), target, link)
 
 
 @app.command()

@@ -36,7 +36,7 @@ def prepare(
     check_target(workspace.store)
     root = str(workspace.outside(parameters.prepare.root))
     settings = parameters.prepare.model_copy(update={"root": root})
-    if source is not None or settings.source != "folder":
+    if source is not None or settings.source not in ("folder", "webdataset"):
         return pack(source or open_source(settings), settings, workspace.store, observer)
     folder = Path(settings.path)
     _check_apart(workspace, folder)

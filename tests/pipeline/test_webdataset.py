@@ -14,8 +14,8 @@ from recorder import Recorder
 
 from conr.data.store import open_store
 from conr.errors import UserError
-from conr.pipeline.naming import name_clusters
 from conr.pipeline.prepare import prepare
+from conr.pipeline.renaming import name_clusters
 from conr.pipeline.tars import TABLE, write_tars
 from conr.pipeline.workspace import Workspace
 

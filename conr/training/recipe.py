@@ -1,11 +1,13 @@
 """One stage's share of a training run: settings, schedules and seeds, as numbers that depend on the epoch only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from conr.parameters.groups import Finetune, Optimizer, Pretrain, Views
-from conr.training.schedules import learning_rate, target_momentum
+from conr.parameters import Views
+from conr.parameters.groups import Finetune, Optimizer, Pretrain
+from conr.training.schedules import learning_rate, target_momentum, view_side
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class Recipe:
     def noise_at(self, epoch: int) -> float:
         """Standard deviation of the noise in an epoch, counted from 0 within the stage."""
         return self.noise_std if self.first_epoch + epoch >= self.optimizer.warmup_epochs else 0.0
+
+    def view_size(self, epoch: int, image: Sequence[int]) -> tuple[int, int]:
+        """Height and width of the views of an epoch, counted from 0 within the stage, of images of these."""
+        resolution, length = self.views.resolution, self.optimizer.schedule_epochs
+        height, width = (view_side(self.first_epoch + epoch, side, resolution, length) for side in image)
+        return height, width
+
+    def view_sizes(self, image: Sequence[int]) -> list[tuple[int, int]]:
+        """The different sizes of views in the stage, in the order of its epochs."""
+        return list(dict.fromkeys(self.view_size(epoch, image) for epoch in range(self.settings.epochs)))
 
     def epoch_seed(self, epoch: int, stream: int = 0) -> int:
         """The seed of an epoch's random numbers: a function of seed, stage and epoch, and of nothing before it.

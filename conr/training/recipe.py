@@ -1,5 +1,6 @@
 """One stage's share of a training run: settings, schedules and seeds, as numbers that depend on the epoch only."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from conr.parameters import Views
 from conr.parameters.groups import Finetune, Optimizer, Pretrain
-from conr.training.schedules import learning_rate, target_momentum, view_side
+from conr.training.schedules import learning_rate, target_momentum, view_scale
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,12 @@ class Recipe:
         return self.noise_std if self.first_epoch + epoch >= self.optimizer.warmup_epochs else 0.0
 
     def view_size(self, epoch: int, image: Sequence[int]) -> tuple[int, int]:
-        """Height and width of the views of an epoch, counted from 0 within the stage, of images of these."""
-        resolution, length = self.views.resolution, self.optimizer.schedule_epochs
-        height, width = (view_side(self.first_epoch + epoch, side, resolution, length) for side in image)
+        """Height and width of views in an epoch, counted from 0 within the stage, from those of an image.
+
+        They are whole pixels. Any number fits the networks: convolutions are padded, and the last map is averaged.
+        """
+        scale = view_scale(self.first_epoch + epoch, self.views.resolution, self.optimizer.schedule_epochs)
+        height, width = (math.floor(scale * side + 0.5) for side in image)
         return height, width
 
     def view_sizes(self, image: Sequence[int]) -> list[tuple[int, int]]:

@@ -21,19 +21,15 @@ def target_momentum(epoch: float, start: float, schedule_epochs: int) -> float:
     return 1 - (1 - start) * _cosine_decay(epoch / schedule_epochs)
 
 
-def view_side(epoch: int, side: int, resolution: Sequence[Sequence[float]], schedule_epochs: int) -> int:
-    """Height or width of the views of an epoch, in whole pixels.
-
-    Any size fits the networks: their convolutions are padded, and they take the mean over the last map.
+def view_scale(epoch: int, resolution: Sequence[Sequence[float]], schedule_epochs: int) -> float:
+    """Height and width of the views of an epoch, as a share of those of the images.
 
     Args:
         epoch: of the schedule, counted from 0.
-        side: of the images, in pixels.
-        resolution: pairs in ascending order: from this share of the schedule on, views have this share of the side.
+        resolution: pairs in ascending order: a share of the schedule, and the scale of views from there on.
         schedule_epochs: length of the schedule.
     """
-    scales = [scale for share, scale in resolution if share <= epoch / schedule_epochs]
-    return math.floor(scales[-1] * side + 0.5) if scales else side
+    return [1.0, *(scale for share, scale in resolution if share <= epoch / schedule_epochs)][-1]
 
 
 def _cosine_decay(progress: float) -> float:

@@ -1,4 +1,4 @@
-"""Several values in one flag: whole numbers, as in --seeds 0,1,2, or texts, as in --exclude '*.gif,thumbs'."""
+"""Several values in one flag: whole numbers (--seeds 0,1,2), texts (--exclude '*.gif,thumbs'), pairs (0:0.75,0.8:1)."""
 
 import typer
 
@@ -26,3 +26,20 @@ def texts(value: str | list[str]) -> list[str]:
     if not isinstance(value, str):
         return list(value)
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+class Pairs(list[list[float]]):
+    """As `Integers`."""
+
+
+def pairs(value: str | list[list[float]]) -> list[list[float]]:
+    """From a flag such as 0:0.75,0.8:1, or from the list that params.yaml gives as its default."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = [[float(number) for number in part.split(":")] for part in value.split(",") if part.strip()]
+    except ValueError:
+        found = [[]]
+    if not all(len(pair) == 2 for pair in found):
+        raise typer.BadParameter(f"{value!r} should be pairs of numbers such as 0:0.75,0.8:1")
+    return found

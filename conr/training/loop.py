@@ -37,7 +37,7 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
         execution: how to execute a step.
 
     Returns:
-        The log, one row per epoch.
+        The log, one row per epoch. There are fewer than the recipe's where the objective has ended the training.
 
     Raises:
         UserError: the loss or the features are not finite; the last good state stays in the checkpoint.
@@ -53,8 +53,8 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
     make_step = RecordedStep(step, CudaRecorder()) if execution.graph and not observer.traces else step
     steps = len(images) // settings.batch_size
     with observer.task(recipe.stage, settings.epochs * steps, done=len(history) * steps):
-        for epoch in range(len(history), settings.epochs):
-            started = time.perf_counter()
+        while not _is_over(history, objective, settings.epochs):
+            epoch, started = len(history), time.perf_counter()
             objective.start_epoch(epoch)
             step.start_epoch(epoch)
             batches = _batches(images, settings.batch_size, step.generators[0])
@@ -71,10 +71,14 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
             row |= objective.end_epoch(epoch, steps)
             row["seconds"] = round(time.perf_counter() - started, 3)
             history.append(row)
-            if world.is_main and (checkpoint.due or len(history) == settings.epochs):
+            if world.is_main and (checkpoint.due or _is_over(history, objective, settings.epochs)):
                 checkpoint.save({**step.state(), "history": history})
             observer.epoch_done(row)
     return history
+
+
+def _is_over(history: list[Row], objective: Objective, epochs: int) -> bool:
+    return len(history) >= epochs or objective.may_end(history)
 
 
 def _resume(checkpoint: Checkpoint, step: TrainingStep, world: World) -> list[Row]:

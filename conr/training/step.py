@@ -49,6 +49,7 @@ class TrainingStep:
         self.loss_sum = torch.zeros((), device=device)
         self.generators = [torch.Generator(device) for _ in range(2)]
         self._noise_std = 0.0
+        self._view_size = recipe.view_size(0, self.images.shape[1:3])
         self._rates = [torch.zeros((), device=device) for _ in self.learning_rates]
         self._bind_rates()
         self._indices = torch.zeros(size, dtype=torch.int64, device=device)
@@ -69,13 +70,14 @@ class TrainingStep:
     @property
     def key(self) -> Hashable:
         """Whatever Python decides within a step."""
-        return self._noise_std, self.objective.key
+        return self._noise_std, self._view_size, self.objective.key
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0 within the stage, after the objective has."""
         for stream, generator in enumerate(self.generators):
             generator.manual_seed(self.recipe.epoch_seed(epoch, stream))
         self._noise_std = self.recipe.noise_at(epoch)
+        self._view_size = self.recipe.view_size(epoch, self.images.shape[1:3])
         self.loss_sum.zero_()
         self.model.train()
 
@@ -102,8 +104,8 @@ class TrainingStep:
         traced = self.observer.traced
         pixels = self.images[self._world.rows(self._indices)] if self._pixels is None else self._pixels
         views, own = self.generators
-        crop_scale = self.recipe.settings.crop_scale
-        first, second = self._parts.views(pixels, self.recipe.views, crop_scale, views, self.observer)
+        settings, crop_scale = self.recipe.views, self.recipe.settings.crop_scale
+        first, second = self._parts.views(pixels, settings, crop_scale, views, self.observer, self._view_size)
         with self.compute.autocast():
             outputs = self.model(first, second, own, self._noise_std, self._parts.networks)
         traced("outputs", outputs)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -52,19 +53,17 @@ class ReadAhead:
             indices: (B,) int64 of each batch, in host memory. A copy to the device must be in its queue before the next
                 batch is asked for.
         """
-        ahead = self._read(0, indices[0]) if indices else None
+        numbered = enumerate(indices)
+        reading = [self._read(*batch) for batch in islice(numbered, 1)]
         for number in range(len(indices)):
-            assert ahead is not None
-            present = ahead.result()
-            if number + 1 < len(indices):
-                ahead = self._read((number + 1) % 2, indices[number + 1])
+            present = reading.pop().result()
+            reading += [self._read(*batch) for batch in islice(numbered, 1)]
             yield present
             if self._fetched:
                 self._fetched[number % 2].record()
 
-    def _read(self, slot: int, indices: Tensor) -> Future[Tensor]:
+    def _read(self, number: int, indices: Tensor) -> Future[Tensor]:
         """Begin to read a batch, once its buffer is free."""
         if self._fetched:
-            self._fetched[slot].synchronize()
-        buffer = self._buffers[slot]
-        return self._thread.submit(torch.index_select, self.images, 0, indices, out=buffer)
+            self._fetched[number % 2].synchronize()
+        return self._thread.submit(torch.index_select, self.images, 0, indices, out=self._buffers[number % 2])

@@ -89,9 +89,9 @@ def test_a_batch_is_read_while_the_one_before_is_used_and_no_further() -> None:
     asked: list[int] = []
 
     class Watched(ReadAhead):
-        def _read(self, slot: int, indices: Tensor) -> "object":  # type: ignore[override]
+        def _read(self, number: int, indices: Tensor) -> "object":  # type: ignore[override]
             asked.append(int(indices[0]))
-            return super()._read(slot, indices)
+            return super()._read(number, indices)
 
     batches = Watched(images, 2, CPU).batches(list(torch.arange(10).view(5, 2)))
     for number in range(5):

@@ -5,7 +5,6 @@ What differs between instance and group concordance is the `Objective`.
 
 import math
 import time
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from conr.training.objective import Objective
 from conr.training.recipe import Recipe
 from conr.training.recording import CudaRecorder, RecordedStep
 from conr.training.step import TrainingStep
+from conr.training.streaming import shuffled
 
 
 def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, execution: Execution) -> list[Row]:
@@ -58,8 +58,8 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
             objective.start_epoch(epoch)
             step.start_epoch(epoch)
             batches = _batches(images, settings.batch_size, step.generators[0])
-            for number, (indices, stored) in enumerate(batches):
-                step.set(indices, stored, recipe.first_epoch + epoch + number / steps)
+            for number, (indices, pixels) in enumerate(step.with_pixels(batches)):
+                step.set(indices, pixels, recipe.first_epoch + epoch + number / steps)
                 make_step()
                 observer.step_done()
 
@@ -91,14 +91,10 @@ def _resume(checkpoint: Checkpoint, step: TrainingStep, world: World) -> list[Ro
     return history
 
 
-def _batches(images: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
-    """The indices of an epoch's whole batches, on the generator's device and where the images are.
-
-    Both are made once per epoch: a copy to the host in every step would make it wait for the GPU.
-    """
-    order = torch.randperm(len(images), device=generator.device, generator=generator)
-    order = order[: len(images) // batch_size * batch_size]
-    return zip(torch.split(order, batch_size), torch.split(order.to(images.device), batch_size), strict=True)
+def _batches(images: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """The indices of an epoch's whole batches, (steps, B) int64 on the generator's device."""
+    steps = len(images) // batch_size
+    return shuffled(images, generator)[: steps * batch_size].view(steps, batch_size)
 
 
 def _diverged(recipe: Recipe, epoch: int) -> str:

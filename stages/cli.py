@@ -31,8 +31,9 @@ from .integers import Integers, integers
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
-RESUMED["cluster"] = "resume: what is whole is kept"
+RESUMED |= dict.fromkeys(("prepare", "cluster"), "resume: what is whole is kept")
 MODULES = {"cluster": "cluster", "clusters": "cluster"}
+MODULES |= dict.fromkeys(("assign", "sort", "write_webdataset"), "sorting")
 SHOW_WARNING = warnings.showwarning
 
 LinkName = Literal["none", "hard", "symbolic"]
@@ -122,6 +123,8 @@ def main() -> NoReturn:
         app()
     except UserError as error:
         _fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        _fail(f"this command needs {error.name}, which is not installed here; pip install conr installs it", 2)
     except OSError as error:
         if disk_is_full(error):
             where = f" while writing {error.filename}" if error.filename else ""
@@ -257,11 +260,12 @@ def assign(
 def sort(
     target: Annotated[Path, typer.Argument(help="New folder for one folder per cluster; run again to resume")],
     link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
+    webdataset: Annotated[bool, typer.Option("--webdataset", help="Tar files with the clusters instead")] = False,
 ) -> None:
     """Copy or link the images of the last run into one folder per cluster; originals are never moved or changed."""
     from conr.pipeline import params_file
 
-    run("sort", params_file.read(), target, link)
+    run("write_webdataset" if webdataset else "sort", params_file.read(), target, link)
 
 
 @app.command()

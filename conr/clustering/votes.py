@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.neighbors.search import index_of_lists
+from conr.neighbors.lists import index_of_lists
 from conr.observer import SILENT, Observer
 
 NEIGHBORS = 10  # that vote, at most

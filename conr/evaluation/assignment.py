@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import cdist
 
 from conr.text import no_formula
 
 BLOCK = 2**22  # distances that are held at a time
+ROWS = 128  # embeddings whose differences to a centroid are held at a time: they fit into a cache
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def assign(
     size = max(BLOCK // len(centroids), 1)
     for first in range(0, count, size):
         block = slice(first, first + size)
-        distances = cdist(embeddings[block], centroids).astype(np.float32)
+        distances = _distances(embeddings[block], centroids)
         rows = np.arange(len(distances))
         own[block] = distances.argmin(1) if clusters is None else clusters[block]
         own_distance[block] = distances[rows, own[block]]
@@ -98,6 +98,17 @@ def assign(
         next_distance[block] = distances[rows, second]
         next_cluster[block] = second if len(centroids) > 1 else -1
     return Assignment(own, own_distance, next_cluster, next_distance)
+
+
+def _distances(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N, K) Euclidean distances, from differences in float64: a row that equals a centroid has 0 to it."""
+    squares, centers = np.empty((len(rows), len(centroids))), centroids.astype(np.float64)
+    for first in range(0, len(rows), ROWS):
+        part = rows[first : first + ROWS].astype(np.float64)
+        for number, center in enumerate(centers):
+            differences = part - center
+            np.einsum("nd,nd->n", differences, differences, out=squares[first : first + ROWS, number])
+    return np.sqrt(squares).astype(np.float32)
 
 
 def _decimals(values: NDArray[np.float32]) -> list[object]:

@@ -7,11 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from conr.neighbors.lists import index_of_lists
 from conr.neighbors.nearest import BLOCK, largest
-
-LISTS = 4  # lists of the approximate index, times the root of the number of samples
-PROBED = 32  # lists that a query of the approximate index reads
-TRAINED_ON = 40  # samples per list that the centers of the lists are computed from
 
 
 def exact_neighbors(features: NDArray[np.float32], k1: int, rows: int) -> Iterator[NDArray[np.int64]]:
@@ -41,17 +38,6 @@ def approximate_neighbors(features: NDArray[np.float32], k1: int, rows: int) -> 
         for chosen in np.array_split(short, len(short) * count // BLOCK + 1):
             found[chosen] = _exact(features, first + chosen, k1)
         yield found
-
-
-def index_of_lists(features: NDArray[np.float32]) -> faiss.IndexIVFFlat:
-    """A faiss index (IVF) for (N, D) float32 features, trained on them; they are still to be added."""
-    count, dimension = features.shape
-    lists = min(round(LISTS * count**0.5), count)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimension), dimension, lists, faiss.METRIC_INNER_PRODUCT)
-    index.nprobe = min(PROBED, lists)
-    index.cp.max_points_per_centroid = TRAINED_ON
-    index.train(features)
-    return index
 
 
 def given_neighbors(neighbors: NDArray[np.int64], rows: int) -> Iterator[NDArray[np.int64]]:

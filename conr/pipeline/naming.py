@@ -1,4 +1,7 @@
-"""Names of clusters: a table that people write, which counts only for the clustering that it was written for."""
+"""Names of clusters: a table that people write, which counts only for the clustering that it was written for.
+
+New images are assigned with names, so this module needs nothing that only clustering needs; `renaming` changes names.
+"""
 
 import hashlib
 import warnings
@@ -10,11 +13,8 @@ from numpy.typing import NDArray
 
 from conr.data.store import load_manifest
 from conr.errors import Note, UserError
-from conr.files import load_array, load_table, write_table, write_text
-from conr.pipeline.clusterer import rename_in_clusterer
-from conr.pipeline.exports import rename_in_parquet
-from conr.pipeline.workspace import Workspace, writes
-from conr.report.page_names import rename_in_page
+from conr.files import load_array, load_table
+from conr.pipeline.workspace import Workspace
 from conr.text import no_formula, printable
 
 COLUMNS = ["clustering", "cluster", "name"]
@@ -81,7 +81,7 @@ def read_names(workspace: Workspace, clustering: str, count: int) -> dict[int, s
         count: its number of clusters.
     """
     try:
-        rows = _rows(workspace)
+        rows = read_rows(workspace)
     except UserError as error:
         _note(f"{error}. No names are shown")
         return {}
@@ -92,7 +92,7 @@ def read_names(workspace: Workspace, clustering: str, count: int) -> dict[int, s
             f"{workspace.names} names clusters of another clustering ({others[-1]}), not of this one ({clustering}): "
             "no names are shown. conr name adds rows for it"
         )
-    return _usable(workspace, own, count)
+    return usable_names(workspace, own, count)
 
 
 def present_names(workspace: Workspace) -> dict[int, str]:
@@ -107,68 +107,12 @@ def present_names(workspace: Workspace) -> dict[int, str]:
     return read_names(workspace, found.identity, found.count)
 
 
-@writes
-def name_clusters(workspace: Workspace, names: Mapping[int, str] | None = None) -> dict[int, str]:
-    """Change names of clusters, and show in the results what the table of names says.
-
-    The tables of assignments, clusterer.onnx, the page and the summary are written again; nothing is computed. The
-    table of names gets a row for every cluster of this clustering, to be filled in; rows of other clusterings stay.
-
-    Args:
-        workspace: of a finished run.
-        names: number of a cluster → its new name, empty for none.
-
-    Returns:
-        The names of all clusters that have one.
-
-    Raises:
-        UserError: there is no finished run or no such cluster, a name cannot be one, or the table cannot be read.
-    """
-    found = load_clusters(workspace)
-    clustering, changes = found.identity, {number: name.strip() for number, name in (names or {}).items()}
-    for number, name in changes.items():
-        if not 0 <= number < found.count:
-            raise UserError(f"there is no cluster {number}; they are 0 to {found.count - 1}")
-        if problem := _problem(name):
-            raise UserError(f"cluster {number} cannot have the name {name}: {problem}")
-    table = _rows(workspace)
-    own = _usable(workspace, [row for row in table if row["clustering"] == clustering], found.count) | changes
-    own = {number: name for number, name in sorted(own.items()) if name}
-    rows = [[row[column] for column in COLUMNS] for row in table if row["clustering"] != clustering]
-    rows += [[clustering, str(number), own.get(number, "")] for number in range(found.count)]
-    write_table(workspace.names, COLUMNS, rows)
-    _show(workspace, own)
-    return own
-
-
 def names_line(names: Mapping[int, str]) -> list[str]:
     """The line of the summary that lists the names; none where there are none."""
     return [LINE + ", ".join(f"{number} {name}" for number, name in sorted(names.items()))] if names else []
 
 
-def _show(workspace: Workspace, names: Mapping[int, str]) -> None:
-    """Write again what shows names."""
-    rows = load_table(workspace.assignments, AGAIN, errors="surrogateescape")
-    columns = [column for column in rows[0] if column != "name"] + ["name"] * bool(names)
-    for row in rows:
-        row["name"] = no_formula(names.get(int(row["cluster"]), ""))
-    cells = ([row[column] for column in columns] for row in rows)
-    write_table(workspace.assignments, columns, cells, errors="surrogateescape")
-    if workspace.explorable.exists():
-        rename_in_parquet(workspace.explorable, names)
-    if workspace.clusterer.exists():
-        rename_in_clusterer(workspace.clusterer, names)
-    if workspace.report.exists() and not rename_in_page(workspace.report, names):
-        _note(
-            f"{workspace.report} is of an older version of conr: it shows the names after conr evaluate, or dvc repro"
-        )
-    if workspace.summary.exists():
-        lines = workspace.summary.read_text(encoding="utf-8").splitlines()
-        lines = [line for line in lines if not line.startswith(LINE)] + names_line(names)
-        write_text(workspace.summary, "\n".join(lines) + "\n", "backslashreplace")
-
-
-def _rows(workspace: Workspace) -> list[dict[str, str]]:
+def read_rows(workspace: Workspace) -> list[dict[str, str]]:
     """The rows of the table of names, without what stands around their cells.
 
     Raises:
@@ -183,14 +127,14 @@ def _rows(workspace: Workspace) -> list[dict[str, str]]:
     return [{column: cell.strip() for column, cell in row.items()} for row in rows]
 
 
-def _usable(workspace: Workspace, rows: Sequence[Mapping[str, str]], count: int) -> dict[int, str]:
+def usable_names(workspace: Workspace, rows: Sequence[Mapping[str, str]], count: int) -> dict[int, str]:
     """The names in the rows of one clustering; what cannot be used is a note."""
     found: dict[int, str] = {}
     for row in rows:
         number, name = row["cluster"], row["name"]
         if not name:
             continue
-        problem = _problem(name)
+        problem = problem_of(name)
         if not number.isdecimal() or int(number) >= count:
             problem = f"there is no such cluster; they are 0 to {count - 1}"
         elif int(number) in found:
@@ -202,7 +146,7 @@ def _usable(workspace: Workspace, rows: Sequence[Mapping[str, str]], count: int)
     return found
 
 
-def _problem(name: str) -> str:
+def problem_of(name: str) -> str:
     """Why a text cannot be a name; empty if it can."""
     if name != printable(name):
         return "it has characters that cannot be shown"

@@ -50,6 +50,7 @@ def test_of_clusters_that_are_known_only_the_distances_are_computed(
     clusters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK", 8 * clusters)
+    monkeypatch.setattr(module, "ROWS", 3)
     embeddings, centroids = random_case(clusters)
     known = np.random.default_rng(0).integers(0, clusters, len(embeddings))
     found = assign(embeddings, centroids, known)

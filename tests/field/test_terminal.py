@@ -14,7 +14,7 @@ from rich.console import Console
 from conr.embedding.engines.settings import LOCAL
 from conr.errors import UserError
 from conr.pipeline.assign import Assigned
-from conr.stages import beside, cli, console
+from conr.stages import cli, console, sorting
 from conr.stages.console import ProgressBar
 
 HOSTILE = "\x1b]52;c;cm0=\x07\x1b[2J\u202egpj"
@@ -51,7 +51,7 @@ def test_names_in_a_summary_are_shown_each_on_its_line(
 
     broken, skipped = [(f"{HOSTILE}\n.png", "empty file")], [(f"{HOSTILE}\nError: gone.txt", "no image")]
     found = Assigned(["a.png"], Clusters(), broken, skipped, "float32")  # type: ignore[arg-type]
-    monkeypatch.setattr(beside, "assign_folder", lambda *_, **__: found)
+    monkeypatch.setattr(sorting, "assign_folder", lambda *_, **__: found)
     monkeypatch.chdir(tmp_path)
     cli.run("assign", tmp_path, tmp_path / "table.csv", None, "none", "cpu", None, LOCAL)
     lines = capsys.readouterr().out.splitlines()

@@ -24,7 +24,7 @@ from conr.pipeline import assign as assigning
 from conr.pipeline.assign import assign_folder
 from conr.pipeline.records import write_record
 from conr.pipeline.workspace import RECORD, Workspace
-from conr.stages import beside
+from conr.stages import sorting
 from conr.training.weights import ModelSpec
 
 SIZE, DIMENSION, CLUSTERS = 8, 16, 3
@@ -41,7 +41,7 @@ class Project:
     output: Path
 
     def assign(self, sort_into: Path | None = None) -> str:
-        return beside.assign(self.workspace, self.images, self.output, sort_into, "none", "cpu", None, LOCAL, SILENT)
+        return sorting.assign(self.workspace, self.images, self.output, sort_into, "none", "cpu", None, LOCAL, SILENT)
 
     def rows(self) -> dict[str, dict[str, str]]:
         return {row["file"]: row for row in table(self.output)}

@@ -13,8 +13,8 @@ from conr.embedding.session import INPUT, OUTPUT, open_session
 from conr.errors import UserError
 from conr.files import sha256_of
 from conr.pipeline.assign import assign_folder, open_encoder
-from conr.pipeline.naming import name_clusters
 from conr.pipeline.records import write_record
+from conr.pipeline.renaming import name_clusters
 from conr.pipeline.workspace import Workspace
 
 SEEN = [f"{number:02}.png" for number in range(30)]

@@ -16,7 +16,8 @@ from project import table
 from conr.embedding.session import open_session
 from conr.errors import Note, UserError
 from conr.pipeline.clusterer import KEY, Card
-from conr.pipeline.naming import COLUMNS, identity_of, load_clusters, name_clusters, present_names, read_names
+from conr.pipeline.naming import COLUMNS, identity_of, load_clusters, present_names, read_names
+from conr.pipeline.renaming import name_clusters
 from conr.pipeline.workspace import Workspace
 
 CLUSTERS = {"a.png": 0, "b.png": 1, "deep/=c.png": 1, "d.png": 2, "e.png": 0, "f.png": 0}

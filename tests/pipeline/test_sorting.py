@@ -12,7 +12,7 @@ from PIL import Image
 from recorder import Recorder
 
 from conr.errors import UserError
-from conr.pipeline.naming import name_clusters
+from conr.pipeline.renaming import name_clusters
 from conr.pipeline.sorting import Link, folder_names, sort_run
 from conr.pipeline.workspace import Workspace
 

@@ -10,7 +10,7 @@ BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu scale streaming mem
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 .NOTPARALLEL:
-.PHONY: help run test check bench stress clean $(BENCHMARKS:%=bench-%) $(TABLES:%=bench-%)
+.PHONY: help run test check bench stress release-check clean $(BENCHMARKS:%=bench-%) $(TABLES:%=bench-%)
 
 help:  ## List all commands
 	@awk -F ':.*##' '/^[a-z0-9-]+:.*##/ {printf "make %-20s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ bench-memory:  ## How the memory of each stage grows with the number of images
 bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit COMMIT'
 stress: $(READY)  ## Kills, full disks, damaged files and two of everything at once; an hour, run it again to resume
 	@python bench/stress.py $(ARGS)
+
+release-check: $(READY)  ## Build, check and install sdist and wheel where nothing else is (docs/releasing.md): ARGS=lowest
+	@PYTHON=$(PYTHON) bench/release_check.sh $(ARGS)
 
 bench-gpu:  ## On a GPU: numerics, speed, kernels, then CIFAR-10 (docs/gpu.md): ARGS='--archive FILE --seconds 3600'
 

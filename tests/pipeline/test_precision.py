@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import onnxruntime
@@ -11,6 +11,7 @@ import pytest
 from project import FINISHED, SEEDS, run_stages, tiny
 
 from conr.embedding import int8
+from conr.embedding.engines.settings import LOCAL
 from conr.embedding.session import PROVIDERS, Properties, open_session, properties
 from conr.errors import UserError
 from conr.files import load_json, sha256_of
@@ -95,10 +96,10 @@ def test_a_refused_int8_encoder_leaves_the_earlier_one(
 def test_embeddings_of_two_runs_are_not_taken_for_those_of_one(
     extracted: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopping(session: object, images: object, path: Path, *rest: object) -> None:
+    def stopping(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extracting, "embed", stopping)
+    monkeypatch.setattr(extracting.StoreEmbedding, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         extract(extracted, ExtractStage(device="cpu"))
     record = re.escape(str(extracted.embedded / RECORD))
@@ -113,7 +114,7 @@ def test_int8_embeds_nearly_alike_and_is_named_everywhere(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(int8, "SIMILARITY", 0.95)  # features of few epochs are little more than noise
-    summary = command.run(extracted, INT8, SILENT)
+    summary = command.run(extracted, INT8, LOCAL, SILENT)
     assert f"encoder in {extracted.encoder}, int8, mean cosine similarity 0.9" in summary
     assert capfd.readouterr() == ("", ""), "onnxruntime's quantizer has nothing to say to a user"
     for seed in (None, FIRST):
@@ -139,7 +140,7 @@ def test_what_was_trained_on_a_gpu_is_extracted_on_the_cpu_where_onnxruntime_has
 ) -> None:
     monkeypatch.setattr(int8, "SIMILARITY", 0.95)
     parameters = ExtractStage(device="cuda", extract=Extract(precision=precision))
-    summary = command.run(refined, parameters, SILENT)
+    summary = command.run(refined, parameters, LOCAL, SILENT)
     assert ", run by CPUExecutionProvider; 1,797 embeddings in" in summary
     assert properties(open_session(refined.encoder, "cpu")).precision == precision
     assert {path.name for path in refined.embedded.iterdir()} == {"pretrained.npy", f"{FIRST}.npy", RECORD}

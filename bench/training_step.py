@@ -19,7 +19,9 @@ import shutil
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from ctypes.util import find_library
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import TRAININGS, head, in_process, in_turns, line, parser, run
-from launches import OneStep, StepCountedError
+from launches import Convolutions, Launches, OneStep, StepSeenError
 from PIL import Image
 from torch.utils.benchmark import timer
 
@@ -92,12 +94,25 @@ class Case:
 
     def launches(self, stage: str, execution: Execution) -> int:
         """Operations that a step launches, with few images and small batches: their number does not depend on these."""
-        small = replace(self, images=64, batch=32, changes={**self.changes, "k": 5, "k1": 5, "k2": 2})
-        try:
-            small.variant(stage, execution, OneStep())
-        except StepCountedError as counted:
-            return counted.args[0]
-        raise AssertionError("too few steps")
+        small, seen = replace(self, images=64, batch=32, changes={**self.changes, "k": 5, "k1": 5, "k2": 2}), Launches()
+        with suppress(StepSeenError):
+            small.variant(stage, execution, OneStep(seen))
+        return seen.count
+
+    def convolutions(self) -> Callable[[], tuple[float, float]]:
+        """A call that computes a step's convolutions and nothing else; it returns rates as `rates` does."""
+        seen = Convolutions()
+        with suppress(StepSeenError):
+            self.variant("pretrain", Execution(), OneStep(seen))
+
+        def rates() -> tuple[float, float]:
+            started, processor = timer(), time.process_time()
+            for _ in range(self.timed):
+                seen.repeat()
+            images = self.timed * self.batch
+            return images / (timer() - started), images / (time.process_time() - processor)
+
+        return rates
 
     def rate(self, stage: str, watch: "Stopwatch | None" = None) -> float:
         """Images per second of conr's own loop in either stage, with fresh networks."""
@@ -163,17 +178,51 @@ def print_lightly(given: Namespace) -> None:
 
 
 def print_executions(given: Namespace) -> None:
-    """The variants of the step in turns."""
-    print(head("network", "step", "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor"))
+    """The variants of the step."""
     for network in given.networks:
         case = replace(NETWORKS[network], batch=given.batch)
-        cells = {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items()}
-        found = {name: np.array(turns.results) for name, turns in in_turns(cells, given.repeats).items()}
-        for name, rates in found.items():
-            wall, processor = np.median(rates, axis=0)
-            ratios = np.median(rates / found["plain"], axis=0)
-            cells_of_row = f"{wall:,.1f}", f"{processor:,.1f}", *(f"{ratio:.2f}" for ratio in ratios)
-            print(line(network, name, *cells_of_row), flush=True)
+        print_rates(network, {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items()}, given)
+
+
+def print_convolutions(given: Namespace) -> None:
+    """A step's convolutions alone, which are the limit of each variant."""
+    for network in given.networks:
+        case = replace(NETWORKS[network], batch=given.batch)
+        steps = {name: partial(case.rates, execution) for name, execution in EXECUTIONS.items() if not execution.graph}
+        print_rates(network, {"convolutions alone": case.convolutions(), **steps}, given)
+
+
+def print_allocators(given: Namespace) -> None:
+    """The plain step in processes of their own, with the C library's memory allocator and with jemalloc."""
+    library = find_library("jemalloc")
+    if library is None:
+        print("jemalloc is not installed (Debian: libjemalloc2)")
+        return
+    for network in given.networks:
+        case = replace(NETWORKS[network], batch=given.batch)
+        print_rates(
+            network, {"glibc": partial(preloading, "", case), "jemalloc": partial(preloading, library, case)}, given
+        )
+
+
+def print_rates(network: str, calls: Mapping[str, Callable[[], tuple[float, float]]], given: Namespace) -> None:
+    """What calls that take turns return: images per second, and how many times as many as the first of them."""
+    print(head(network, "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor"))
+    found = {name: np.array(turns.results) for name, turns in in_turns(calls, given.repeats).items()}
+    first, *_ = found.values()
+    for name, rates in found.items():
+        figures = [f"{rate:,.1f}" for rate in np.median(rates, axis=0)]
+        print(line(name, *figures, *(f"{ratio:.2f}" for ratio in np.median(rates / first, axis=0))), flush=True)
+    print()
+
+
+def preloading(library: str, case: Case) -> tuple[float, float]:
+    """The rates of the plain step in a process that loads a library before all others."""
+    os.environ["LD_PRELOAD"] = library
+    try:
+        return in_process(case.rates, Execution())
+    finally:
+        del os.environ["LD_PRELOAD"]
 
 
 def print_launches(given: Namespace) -> None:
@@ -185,7 +234,13 @@ def print_launches(given: Namespace) -> None:
                 print(line(network, name, *(NETWORKS[network].launches(stage, execution) for stage in TRAININGS)))
 
 
-TABLES = {"lightly": print_lightly, "executions": print_executions, "launches": print_launches}
+TABLES = {
+    "lightly": print_lightly,
+    "executions": print_executions,
+    "convolutions": print_convolutions,
+    "allocators": print_allocators,
+    "launches": print_launches,
+}
 
 
 def random_pixels(count: int, size: int) -> np.ndarray:

@@ -158,12 +158,14 @@ class ArrayWriter:
         file: a file opened for binary writing.
         row_shape: shape of one row.
         dtype: type of the elements.
+        rows: so many are in the file already, and nothing behind them.
     """
 
-    def __init__(self, file: BinaryIO, row_shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    def __init__(self, file: BinaryIO, row_shape: tuple[int, ...], dtype: type[np.generic], rows: int = 0) -> None:
         self.file, self.row_shape, self.dtype = file, row_shape, np.dtype(dtype)
-        self.rows = 0
+        self.rows = rows
         self._header_size = self._write_header()
+        self.file.seek(0, os.SEEK_END)
 
     def append(self, rows: NDArray[np.generic]) -> None:
         """Add (n, *row_shape) rows.
@@ -178,11 +180,11 @@ class ArrayWriter:
 
     def close(self) -> None:
         """Write the final number of rows into the header, into the padding that numpy leaves there for it."""
-        self.file.seek(0)
         if self._write_header() != self._header_size:
             raise ValueError("numpy changed the size of the .npy header")
 
     def _write_header(self) -> int:
+        self.file.seek(0)
         descr = np.lib.format.dtype_to_descr(self.dtype)
         header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self.row_shape)}
         np.lib.format.write_array_header_1_0(self.file, header)

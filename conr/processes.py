@@ -1,7 +1,8 @@
-"""Processes beside this one: how many cores they share, who ends with whom, and who may write where."""
+"""The machine that processes share, and processes beside this one: who ends with whom, and who may write where."""
 
 import multiprocessing
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,22 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The model of the CPU."""
+    facts = Path("/proc/cpuinfo")  # of Linux; platform.processor() does not know the model there
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container that limits it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return physical if text == "max" else min(physical, int(text))
 
 
 def outer_rank() -> int | None:

@@ -1,18 +1,17 @@
-"""The commands beside the pipeline: name, ablate, sweep, info, estimate. Each returns its summary."""
+"""The commands beside the pipeline: name, ablate, sweep, estimate. Each returns its summary."""
 
 import shutil
 
 import torch
 
-from conr.errors import UserError
 from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import ablation
 from conr.pipeline import estimate as cost
-from conr.pipeline import info as information
 from conr.pipeline import sweep as sweeping
 from conr.pipeline.renaming import name_clusters
 from conr.pipeline.workspace import Workspace
+from conr.processes import machine_memory
 
 from .console import show_cursor
 
@@ -39,18 +38,6 @@ def sweep(workspace: Workspace, parameters: list[str], observer: Observer) -> st
     return f"{count} experiments in {figure} and {table}"
 
 
-def info(workspace: Workspace, verify: bool, observer: Observer) -> str:
-    """Say what the workspace holds.
-
-    Raises:
-        UserError: something of it is damaged.
-    """
-    lines, wrong = information.info(workspace, verify)
-    if wrong:
-        raise UserError("\n".join([*wrong, "", *lines]))
-    return "\n".join(["", *lines, *(["all of it is what was written"] if verify else [])])
-
-
 def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -> str:
     """Say what training will take."""
     try:
@@ -60,4 +47,4 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -
     on_gpu = costs["finetune"].device_memory is not None
     device = torch.cuda.get_device_name() if on_gpu else f"the CPU (threads: {torch.get_num_threads()})"
     free = shutil.disk_usage(workspace.scratch).free
-    return "\n".join(["", *cost.report(costs, device, free, cost.machine_memory())])
+    return "\n".join(["", *cost.report(costs, device, free, machine_memory())])

@@ -24,15 +24,16 @@ from conr.embedding.engines.settings import Engine
 from conr.errors import Note, UserError, disk_is_full, one_line
 from conr.text import printable
 
-from . import memory
+from . import about, memory
 from .engines import AddressFlag, EngineFlag, ShardFlag
 from .integers import Integers, integers
 
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
 RESUMED = dict.fromkeys(("pretrain", "finetune", "ablate"), "resume after the last saved epoch")
-RESUMED["cluster"] = "resume: what is whole is kept"
-MODULES = {"cluster": "cluster", "clusters": "cluster", "assign": "sorting", "sort": "sorting"}
+RESUMED |= dict.fromkeys(("prepare", "cluster"), "resume: what is whole is kept")
+MODULES = {"cluster": "cluster", "clusters": "cluster"}
+MODULES |= dict.fromkeys(("assign", "sort", "write_webdataset"), "sorting")
 SHOW_WARNING = warnings.showwarning
 
 LinkName = Literal["none", "hard", "symbolic"]
@@ -174,6 +175,7 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+app.callback()(about.options)
 for _name, _summary in STAGES.items():
     app.command(_name, cls=StageCommand, help=_summary)(lambda: None)
 
@@ -258,11 +260,12 @@ def assign(
 def sort(
     target: Annotated[Path, typer.Argument(help="New folder for one folder per cluster; run again to resume")],
     link: Annotated[LinkName, typer.Option(help=LINKS)] = "none",
+    webdataset: Annotated[bool, typer.Option("--webdataset", help="Tar files with the clusters instead")] = False,
 ) -> None:
     """Copy or link the images of the last run into one folder per cluster; originals are never moved or changed."""
     from conr.pipeline import params_file
 
-    run("sort", params_file.read(), target, link)
+    run("write_webdataset" if webdataset else "sort", params_file.read(), target, link)
 
 
 @app.command()
@@ -318,14 +321,6 @@ def sweep(
 
 
 @app.command()
-def info(
-    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare it with its hashes")] = False,
-) -> None:
-    """Say what this folder holds: images, networks, embeddings, results."""
-    run("info", verify)
-
-
-@app.command()
 def estimate(
     settings: Annotated[
         list[str] | None,
@@ -348,3 +343,6 @@ def estimate(
             "conr prepare first"
         )
     run("estimate", params_file.read().changed(changes))
+
+
+app.command()(about.info)

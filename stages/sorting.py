@@ -13,6 +13,7 @@ from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline.assign import assign_folder, assign_share
 from conr.pipeline.sorting import Link, sort_run
+from conr.pipeline.tars import TABLE, write_tars
 from conr.pipeline.workspace import Workspace
 from conr.text import counted, printable
 
@@ -63,6 +64,14 @@ def sort(workspace: Workspace, parameters: Parameters, target: Path, link: Link,
     return f"{DONE[link]} {counted(len(folders), 'folder')} in {target.resolve()}: {', '.join(folders[:NAMED])}" + (
         " …" if len(folders) > NAMED else ""
     )
+
+
+def write_webdataset(workspace: Workspace, parameters: Parameters, target: Path, link: Link, observer: Observer) -> str:
+    """Write the images of the last run as tar files with the clusters."""
+    if link != "none":
+        raise UserError(f"--link {link} cannot be used with --webdataset: tar files hold copies")
+    count = write_tars(workspace, Path(parameters.prepare.path), target, observer)
+    return f"{counted(count, 'tar file')} and {TABLE} in {target.resolve()}"
 
 
 def _named(pair: tuple[str, str]) -> str:

@@ -1,5 +1,6 @@
 """One image file of any kind → a square RGB array."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from conr.data.opening import (
     lower_bytes,
     opened,
     read_file,
+    read_part,
     repaired,
 )
 from conr.data.tiff import read_tiff
@@ -55,9 +57,26 @@ def decode(path: str | Path, size: int, fit: str, page: int | None = 0) -> NDArr
         UnreadableImageError: it is no image or broken, or takes more pixels, memory or work than `conr.data.opening`
             allows.
     """
+    return _pixels(lambda: read_file(path), size, fit, page)
+
+
+def decode_part(path: str, offset: int, length: int, size: int, fit: str) -> NDArray[np.uint8]:
+    """Read an image that is a part of a file, such as a member of a tar file.
+
+    Args:
+        path: of the file.
+        offset, length: of the part, in bytes.
+        size, fit: as for `decode`.
+
+    Raises:
+        UnreadableImageError: as `decode`.
+    """
+    return _pixels(lambda: read_part(path, offset, length), size, fit, 0)
+
+
+def _pixels(read: Callable[[], tuple[File, bytes]], size: int, fit: str, page: int | None) -> NDArray[np.uint8]:
     try:
-        file, head = read_file(path)
-        return np.asarray(_square(_decoded(file, head, size, page), size, fit))
+        return np.asarray(_square(_decoded(*read(), size, page), size, fit))
     except UnreadableImageError:
         raise
     except Exception as error:  # on damaged files Pillow raises whatever its parsers ran into

@@ -49,7 +49,7 @@ def images_below(
     Raises:
         UserError: it cannot be read, or holds no image.
     """
-    files, left_out = _search(root, name, lambda path: _reason_to_leave_out(path, exclude))
+    files, left_out = files_below(root, name, exclude)
     items, others = file_items(root, dict.fromkeys(files), image_size, fit)
     if not items:
         unread = [f"\n  {printable(folder)}: {reason}" for folder, reason in sorted(left_out)[:SHOWN]]
@@ -59,6 +59,18 @@ def images_below(
             + "".join(unread)
         )
     return items, sorted(left_out + others)
+
+
+def files_below(root: Path, name: str, exclude: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, str]]]:
+    """The files below a folder, relative, in sorted order; and (file, reason) of what is left out.
+
+    Args:
+        root, name, exclude: as in `images_below`.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    return _search(root, name, lambda path: _reason_to_leave_out(path, exclude))
 
 
 def folder_state(root: Path, name: str, exclude: Sequence[str] = ()) -> str:
@@ -71,7 +83,7 @@ def folder_state(root: Path, name: str, exclude: Sequence[str] = ()) -> str:
         UserError: the folder cannot be read.
     """
     digest = hashlib.sha256()
-    for file in _search(root, name, lambda path: _reason_to_leave_out(path, exclude))[0]:
+    for file in files_below(root, name, exclude)[0]:
         with suppress(OSError):  # gone
             status = os.stat(f"{root}/{file}")  # noqa: PTH116
             digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))

@@ -67,6 +67,23 @@ def read_file(path: str | Path) -> tuple[File, bytes]:
     return (path if status.st_size > READ_AT_ONCE else data), data[:HEAD]
 
 
+def read_part(path: str, offset: int, length: int) -> tuple[File, bytes]:
+    """A part of a file, such as a member of a tar file; and its first bytes.
+
+    Raises:
+        UnreadableImageError: it is empty, or larger than any image may be.
+        OSError: the file cannot be read.
+    """
+    if length == 0:
+        raise UnreadableImageError("empty file")
+    if length > MAX_BYTES:
+        raise UnreadableImageError(f"{length:,} bytes are more than the limit of {MAX_BYTES:,}; save a smaller copy")
+    with open(path, "rb") as file:  # noqa: PTH123
+        file.seek(offset)
+        data = file.read(length)
+    return data, data[:HEAD]
+
+
 def opened(file: File, head: bytes) -> Image.Image:
     """An image whose header was read, and whose pixels are in the bounds if it is loaded as it is.
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from glob import escape
@@ -18,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conr.data.items import Source
-from conr.data.reading import read_all
+from conr.data.reading import Outcome
 from conr.data.store import IMAGES, Manifest, write_store
+from conr.data.unfinished import Unfinished
 from conr.errors import UserError
 from conr.files import ABANDONED, ArrayWriter
 from conr.observer import SILENT, Observer
@@ -29,7 +31,9 @@ from conr.text import printable
 SHOWN = 5  # reasons named in an error
 
 
-def pack(source: Source, settings: Prepare, folder: Path, observer: Observer = SILENT) -> Manifest:
+def pack(
+    source: Source, settings: Prepare, folder: Path, observer: Observer = SILENT, unfinished: Path | None = None
+) -> Manifest:
     """Read all images of a source into a store; the folder appears only when it is whole.
 
     Args:
@@ -37,6 +41,8 @@ def pack(source: Source, settings: Prepare, folder: Path, observer: Observer = S
         settings: how to make images square, and how many broken ones to accept.
         folder: where the store goes; replaced if it exists.
         observer: notified of every image.
+        unfinished: a folder for what is packed so far, of this process alone, which outlives it; what an earlier one
+            has left there, of the same images and settings, is taken over. None where nothing shall be left.
 
     Returns:
         The manifest.
@@ -48,7 +54,7 @@ def pack(source: Source, settings: Prepare, folder: Path, observer: Observer = S
     building = _temporary(folder)
     building.mkdir(parents=True)
     try:
-        manifest = _pack_into(building, source, settings, observer)
+        manifest = _pack_into(building, source, settings, observer, Unfinished(unfinished or building / "unfinished"))
         _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -113,7 +119,7 @@ class _Packed:
     """What is known of the images once they are written."""
 
     kept: list[int] = field(default_factory=list)  # positions in the source
-    broken: list[tuple[str, str]] = field(default_factory=list)
+    broken: dict[int, str] = field(default_factory=dict)  # the other positions → why they cannot be read
     digest: Any = field(default_factory=hashlib.sha256)
     keys: list[int] = field(default_factory=list)  # of each image, equal for equal pixels
     blank: list[int] = field(default_factory=list)  # which images have a single color
@@ -121,9 +127,10 @@ class _Packed:
     values: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
 
 
-def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observer) -> Manifest:
-    packed = _write_images(folder / IMAGES, source, settings.image_size, observer)
-    _check_broken(source, len(packed.kept), packed.broken, settings.max_broken)
+def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observer, unfinished: Unfinished) -> Manifest:
+    packed = _write_images(unfinished, source, settings.image_size, observer)
+    broken = [(source.items[position].file, reason) for position, reason in packed.broken.items()]
+    _check_broken(source, len(packed.kept), broken, settings.max_broken)
     # Positions of the kept items ascend, so that the parts of the source stay contiguous.
     train_count = bisect_left(packed.kept, source.train_count)
     score_start = bisect_left(packed.kept, source.score_start)
@@ -155,41 +162,46 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observ
         files=[item.file for item in items],
         labels=[numbers.get(item.label or "", -1) for item in items] if numbers else None,
         class_names=class_names,
-        skipped=source.skipped + packed.broken,
-        broken=len(packed.broken),
+        skipped=source.skipped + broken,
+        broken=len(broken),
         notes=source.notes,
         blank=packed.blank,
         duplicates=_duplicates(packed),
     )
+    unfinished.move_images(folder / IMAGES)
     write_store(folder, manifest)
     return manifest
 
 
-def _write_images(path: Path, source: Source, size: int, observer: Observer) -> _Packed:
-    packed = _Packed()
-    with path.open("wb") as file:
-        writer = ArrayWriter(file, (size, size, 3), np.uint8)
-        with closing(read_all(source.items)) as chunks, observer.task("prepare", len(source.items)):
+def _write_images(unfinished: Unfinished, source: Source, size: int, observer: Observer) -> _Packed:
+    packed, done = _Packed(), unfinished.progress.items
+    with unfinished.opened() as file:
+        writer = ArrayWriter(file, (size, size, 3), np.uint8, unfinished.rows)
+        with closing(unfinished.chunks(source.items)) as chunks, observer.task("prepare", len(source.items), done):
             for chunk, outcomes in chunks:
                 first = len(packed.kept) + len(packed.broken)
-                good = {first + row: pixels for row, pixels in enumerate(outcomes) if not isinstance(pixels, str)}
-                packed.kept += good
-                pairs = zip(chunk, outcomes, strict=True)
-                packed.broken += [(item.file, reason) for item, reason in pairs if isinstance(reason, str)]
-                if good:
-                    images = np.stack(list(good.values()))
+                images = _add(packed, first, outcomes, size, source.train_count)
+                if first >= done:
                     writer.append(images)
-                    packed.digest.update(images)
-                    packed.blank += (np.flatnonzero(_is_blank(images)) + len(packed.keys)).tolist()
-                    packed.keys += [hash(image.tobytes()) for image in images]
-                    trained_on = images[: bisect_left(list(good), source.train_count)]
-                    for channel, counts in enumerate(packed.values):
-                        counts += np.bincount(trained_on[..., channel].ravel(), minlength=256)
-                observer.step_done(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
+                    unfinished.save(file, first + len(chunk), packed.broken)
+                    observer.step_done(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
         writer.close()
-        file.flush()
-        os.fsync(file.fileno())
     return packed
+
+
+def _add(packed: _Packed, first: int, outcomes: Sequence[Outcome], size: int, train_count: int) -> NDArray[np.uint8]:
+    """Take note of what came of the items from a position on; returns the images among it."""
+    good = {first + row: pixels for row, pixels in enumerate(outcomes) if not isinstance(pixels, str)}
+    packed.broken |= {first + row: reason for row, reason in enumerate(outcomes) if isinstance(reason, str)}
+    packed.kept += good
+    images = np.stack(list(good.values())) if good else np.empty((0, size, size, 3), np.uint8)
+    packed.digest.update(images)
+    packed.blank += (np.flatnonzero(_is_blank(images)) + len(packed.keys)).tolist()
+    packed.keys += [hash(image.tobytes()) for image in images]
+    trained_on = images[: bisect_left(list(good), train_count)]
+    for channel, counts in enumerate(packed.values):
+        counts += np.bincount(trained_on[..., channel].ravel(), minlength=256)
+    return images
 
 
 def _is_blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, any folder, or the data sets of the paper."""
+"""Where images come from: scikit-learn's digits, any folder, tar files, or the data sets of the paper."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ from conr.data.imagenet import imagenet_subset, tiny_imagenet
 from conr.data.items import Item, Source, arranged, array_items, paged
 from conr.data.labels import by_table, doubts, folder_label, read_table
 from conr.data.long_tail import long_tail
+from conr.data.tars import samples_below
 from conr.errors import UserError
 from conr.parameters import Prepare
 
@@ -87,6 +88,16 @@ def _folder(settings: Prepare) -> Source:
     items, stacks = paged(root, labeled, settings.frames)
     if stacks:
         notes.append(f"{stacks:,} files have more than one page or frame; {PAGES[settings.frames]} (prepare.frames)")
+    if settings.protocol == "held-out":
+        return _split_by_folders(str(root), items, skipped, notes)
+    return arranged(str(root), settings.protocol, items, skipped=skipped, notes=notes)
+
+
+def _webdataset(settings: Prepare) -> Source:
+    root = Path(settings.path)
+    check_folder(root)
+    items, skipped = samples_below(root, f"prepare.path: {root}", settings)
+    notes = doubts({item.file: item.label for item in items})
     if settings.protocol == "held-out":
         return _split_by_folders(str(root), items, skipped, notes)
     return arranged(str(root), settings.protocol, items, skipped=skipped, notes=notes)
@@ -186,4 +197,5 @@ READERS = {
     "imagenet10": imagenet_subset,
     "stl10": stl10,
     "tiny-imagenet": tiny_imagenet,
+    "webdataset": _webdataset,
 }

@@ -35,15 +35,18 @@ class Prepare(Group):
     """Which images, and how they are packed."""
 
     source: Literal[
-        "digits", "folder", "cifar10", "cifar20", "stl10", "imagenet10", "imagenet-dogs", "tiny-imagenet"
+        "digits", "folder", "cifar10", "cifar20", "stl10", "imagenet10", "imagenet-dogs", "tiny-imagenet", "webdataset"
     ] = Field(
         default="folder",
-        description="digits (1,797 images, ships with scikit-learn), a folder of images, or a data set of the paper",
+        description="digits (1,797 images, ships with scikit-learn), a folder of images, a data set of the paper, or "
+        "webdataset (a folder of tar files)",
     )
-    path: str = Field(default="images", description="With source folder: the images; searched at any depth")
+    path: str = Field(
+        default="images", description="With source folder or webdataset: the folder; searched at any depth"
+    )
     exclude: list[str] = Field(
         default=[],
-        description="With source folder: files and folders to leave out, as names or patterns such as '*_mask.png'; "
+        description="With prepare.path: files and folders to leave out, as names or patterns such as '*_mask.png'; "
         "with a slash, paths below path",
     )
     frames: Literal["first", "all", "max"] = Field(

@@ -1,7 +1,6 @@
 """The cost of training on this device: both stages, run for two short epochs in a temporary workspace."""
 
 import math
-import os
 import resource
 import sys
 import time
@@ -262,11 +261,3 @@ def report(costs: Mapping[str, Cost], device: str, free: int, memory: int) -> li
         if cost.memory > memory
     ]
     return lines
-
-
-def machine_memory() -> int:
-    """Bytes of memory of this machine, or of the container that limits it."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return physical if text == "max" else min(physical, int(text))

@@ -1,5 +1,7 @@
-"""info: what a workspace holds, and whether it is what was written."""
+"""info: what the stages have left in a workspace, and whether it is what was written."""
 
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -8,55 +10,94 @@ from conr.data.store import verify as verify_store
 from conr.errors import UserError
 from conr.files import load_json
 from conr.pipeline.records import identity, read_record
-from conr.pipeline.report import aligned
 from conr.pipeline.workspace import RECORD, Record, Workspace
 
+COMPLETE, INCOMPLETE, DAMAGED, NOTHING = "complete", "incomplete", "damaged", "not run"
 
-def info(workspace: Workspace, verify: bool) -> tuple[list[str], list[str]]:
-    """A line for every artifact, and one for everything that is wrong.
+
+@dataclass(frozen=True)
+class Left:
+    """What a stage has left.
+
+    Attributes:
+        stage: its name.
+        state: complete, incomplete (files without the record that comes last), damaged or not run.
+        written: when, in local time; empty where the state is another than complete.
+        holds: what it made, and what is saved of a training that was stopped.
+    """
+
+    stage: str
+    state: str
+    written: str
+    holds: str
+
+
+def info(workspace: Workspace, verify: bool) -> tuple[list[Left], list[str]]:
+    """Every stage in order, and everything that is wrong.
 
     Args:
         workspace: which is only read.
         verify: whether to read all of it and compare it with the hashes that were taken when it was written.
 
     Returns:
-        Lines of a table, and what is missing, damaged or made from something else.
+        What each stage has left; and what is missing, damaged or made from something else.
     """
-    rows, wrong = [], []
-    if workspace.store.is_dir():
-        try:
+    wrong: list[str] = []
+    folders = {
+        "pretrain": workspace.pretrained.folder,
+        "finetune": workspace.refined,
+        "extract": workspace.embedded,
+        "evaluate": workspace.results,
+    }
+    left = [_store(workspace, verify, wrong)]
+    left += [_stage(workspace, name, folder, verify, wrong) for name, folder in folders.items()]
+    return left, wrong
+
+
+def _store(workspace: Workspace, verify: bool, wrong: list[str]) -> Left:
+    """The packed images."""
+    state, written, holds = NOTHING, "", ""
+    try:
+        if workspace.store.is_dir():
             store = open_store(workspace.store)
-            manifest = store.manifest
-            rows.append(["images", f"{manifest.count:,} of {manifest.source}", _age(workspace.store / MANIFEST)])
+            written = _written(workspace.store / MANIFEST)
+            state, holds = COMPLETE, f"{store.manifest.count:,} images of {store.manifest.source}"
             if verify:
                 verify_store(store, workspace.store)
-        except UserError as error:
-            wrong.append(str(error))
-    folders = {
-        "pretrained networks": (workspace.pretrained.folder, "pretrain"),
-        "refined networks": (workspace.refined, "finetune"),
-        "embeddings": (workspace.embedded, "extract"),
-        "results": (workspace.results, "evaluate"),
-    }
-    for name, (folder, stage) in folders.items():
-        if not (folder / RECORD).exists():
-            continue
-        remedy = f"run conr {stage} again"
-        try:
+    except (UserError, OSError) as error:
+        state = DAMAGED
+        wrong.append(str(error))
+    return Left("prepare", state, written, holds)
+
+
+def _stage(workspace: Workspace, name: str, folder: Path, verify: bool, wrong: list[str]) -> Left:
+    """A stage with a record."""
+    state, written, holds = NOTHING, "", []
+    remedy = f"run conr {name} again"
+    try:
+        if (folder / RECORD).exists():
             record = load_json(folder / RECORD, Record, remedy)
-            rows.append([name, f"seeds {', '.join(map(str, record.seeds))}", _age(folder / RECORD)])
+            state, written = COMPLETE, _written(folder / RECORD)
+            holds.append(f"seeds {', '.join(map(str, record.seeds))}")
             if verify:
-                read_record(folder, remedy, _sources(workspace, stage))
-        except UserError as error:
-            wrong.append(str(error))
-    return aligned(rows) if rows else ["nothing yet; start with conr prepare, or dvc repro"], wrong
+                read_record(folder, remedy, _sources(workspace, name))
+        elif folder.is_dir() and any(path != workspace.metrics for path in folder.iterdir()):  # git has the metrics
+            state = INCOMPLETE
+        saved = [path.stat().st_mtime for path in workspace.checkpoint("").glob(f"{name}-*/*")]
+        if saved:
+            holds.append(f"a training that was stopped, saved {_local(max(saved))}")
+    except (UserError, OSError) as error:
+        state = DAMAGED
+        wrong.append(str(error))
+    return Left(name, state, written, "; ".join(holds))
 
 
 def _sources(workspace: Workspace, stage: str) -> dict[str, str]:
     """What the outputs of a stage should be made from."""
     found = {}
     if (workspace.store / MANIFEST).exists() and stage in ("pretrain", "finetune"):
-        found["store"] = load_manifest(workspace.store).training_identity
+        with suppress(UserError):  # a damaged store is named for itself
+            found["store"] = load_manifest(workspace.store).training_identity
     if stage in ("finetune", "extract"):
         found["pretrained"] = identity(workspace.pretrained.network)
     if stage in ("extract", "evaluate"):
@@ -64,5 +105,9 @@ def _sources(workspace: Workspace, stage: str) -> dict[str, str]:
     return found
 
 
-def _age(path: Path) -> str:
-    return datetime.fromtimestamp(path.stat().st_mtime).astimezone().strftime("%Y-%m-%d %H:%M")
+def _written(path: Path) -> str:
+    return _local(path.stat().st_mtime)
+
+
+def _local(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -7,6 +7,7 @@ from conr.data.items import Source
 from conr.data.pack import check_target, pack
 from conr.data.sources import check_folder, open_source
 from conr.data.store import Manifest
+from conr.data.unfinished import fingerprint
 from conr.errors import UserError
 from conr.files import write_text
 from conr.observer import SILENT, Observer
@@ -18,7 +19,7 @@ from conr.pipeline.workspace import Workspace, writes
 def prepare(
     workspace: Workspace, parameters: PrepareStage, observer: Observer = SILENT, source: Source | None = None
 ) -> Manifest:
-    """Pack images into the store.
+    """Pack images into the store, or resume where the same packing of a folder was stopped.
 
     Args:
         workspace: where to.
@@ -35,13 +36,16 @@ def prepare(
     check_target(workspace.store)
     root = str(workspace.outside(parameters.prepare.root))
     settings = parameters.prepare.model_copy(update={"root": root})
-    if source is not None or settings.source != "folder":
+    if source is not None or settings.source not in ("folder", "webdataset"):
         return pack(source or open_source(settings), settings, workspace.store, observer)
     folder = Path(settings.path)
     _check_apart(workspace, folder)
     check_folder(folder)
     before = folder_state(folder, f"prepare.path: {folder}", settings.exclude)  # it may change while it is read
-    manifest = pack(open_source(settings), settings, workspace.store, observer)
+    source = open_source(settings)
+    with workspace.own_checkpoint(f"prepare-{fingerprint(source, settings, before)}") as unfinished:
+        workspace.remove_checkpoints("prepare-*")  # of other images or settings, which nobody may ask for again
+        manifest = pack(source, settings, workspace.store, observer, unfinished)
     write_text(workspace.packed_folder, before)
     return manifest
 

@@ -43,7 +43,7 @@ def sort_run(
         UserError: there is no finished run, its images are no files in this folder, or the target cannot be used.
     """
     manifest, found = load_manifest(workspace.store), load_clusters(workspace)
-    _check_files(manifest, folder)
+    check_files(manifest, folder)
     check_target(target, folder, str(target))
     folders = folder_names(found.count, read_names(workspace, found.identity, found.count))
     sort_files(folder, found.files, found.clusters.tolist(), folders, target, str(target), link, observer)
@@ -136,8 +136,12 @@ def check_copies(target: Path, what: str, is_copy: Callable[[str], bool]) -> Non
             )
 
 
-def _check_files(manifest: Manifest, folder: Path) -> None:
-    """Check that the images of a store are files in a folder, and still there."""
+def check_files(manifest: Manifest, folder: Path) -> None:
+    """Whether the images of a store are files in a folder, and still there.
+
+    Raises:
+        UserError: they are not; a reason says what they are.
+    """
     if manifest.dataset != "folder":
         raise UserError(f"the images are {manifest.source}, not files in a folder: there is nothing to copy or link")
     if manifest.source != str(folder):

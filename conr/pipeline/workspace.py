@@ -6,6 +6,7 @@ estimate and a notebook each have their own.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -185,6 +186,12 @@ class Workspace:
                     held.enter_context(exclusive(self.locks / f"{own}.lock", own))
                     break
             yield self.checkpoint(own)
+
+    def remove_checkpoints(self, pattern: str) -> None:
+        """Delete the states whose names match a pattern, but for those that a process works on."""
+        for folder in self.checkpoint("").glob(pattern):
+            with suppress(BusyError), exclusive(self.locks / f"{folder.name}.lock", folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

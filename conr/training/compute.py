@@ -4,7 +4,6 @@ import ctypes
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from conr.errors import UserError
 from conr.models.siamese import Network, to_pixels
 from conr.models.world import World
+from conr.processes import processor
 
 FEATURE_BATCH = 1024  # images
 FEATURE_PIXELS = 2**23  # of a batch on a GPU: enough work to fill it, at 64 channels of bfloat16 1 GB a map
@@ -111,11 +111,7 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        facts = Path("/proc/cpuinfo")  # of Linux; platform.processor() does not know the model there
-        lines = facts.read_text().splitlines() if facts.is_file() else []
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = models[0] if models else platform.processor() or platform.machine()
-        name = f"{model}, threads: {torch.get_num_threads()}"
+        name = f"{processor()}, threads: {torch.get_num_threads()}"
     return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
 
 

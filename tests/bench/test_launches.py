@@ -25,9 +25,10 @@ SHARED: dict[str, Any] = {"device": "cpu", "precision": "bfloat16"}
 def launched(stage: str, execution: Execution) -> int:
     """Launches of a step of ResNet-18 with the defaults of a stage."""
     train = {"pretrain": pretrain_once, "finetune": finetune_once}[stage]
-    with pytest.raises(launches.StepCountedError) as counted:
-        train(launches.OneStep(), execution)
-    return int(counted.value.args[0])
+    seen = launches.Launches()
+    with pytest.raises(launches.StepSeenError):
+        train(launches.OneStep(seen), execution)
+    return seen.count
 
 
 def pretrain_once(observer: Observer, execution: Execution) -> None:
@@ -46,6 +47,19 @@ def test_writes_are_launches_and_views_and_allocations_are_none() -> None:
         torch.empty(3).fill_(values.T[0, 0].expand(3).detach().sum())
         values[1].add_(1)
     assert counted.count == 3
+
+
+@pytest.mark.parametrize(("execution", "passes"), [(Execution(), 6), (Execution(one_forward=True), 3)])
+def test_the_convolutions_of_a_step_are_those_of_its_passes(execution: Execution, passes: int) -> None:
+    seen = launches.Convolutions()
+    with pytest.raises(launches.StepSeenError):
+        pretrain_once(launches.OneStep(seen), execution)
+    layers = 20  # of ResNet-18; online and target forward, online backward, for each view
+    assert len(seen.calls) == passes * layers
+    assert sum(func is torch.ops.aten.convolution_backward.default for func, _ in seen.calls) == passes * layers // 3
+    with launches.Convolutions() as again:
+        seen.repeat()
+    assert [func for func, _ in again.calls] == [func for func, _ in seen.calls]
 
 
 # At commit 512a42b, before steps were made for graphs: the same networks, settings and way to count.

@@ -13,7 +13,7 @@ from conr.parameters import PretrainStage
 from conr.pipeline.pretrain import pretrain
 from conr.pipeline.workspace import RECORD, TrainingFiles, Workspace
 
-NO_ADDRESSES = {"root", "scratch", "here", "at", "borrow", "outside", "own_checkpoint", "locked"}
+NO_ADDRESSES = {"root", "scratch", "here", "at", "borrow", "outside", "own_checkpoint", "remove_checkpoints", "locked"}
 
 
 def addresses(workspace: Workspace) -> dict[str, Path]:
@@ -38,7 +38,8 @@ def addresses(workspace: Workspace) -> dict[str, Path]:
             add("embeddings 8", workspace.embeddings(8))
         else:
             for argument in (7, 8):
-                add(f"{name} {argument}", getattr(workspace, name)(str(argument) if name == "checkpoint" else argument))
+                given = str(argument) if name in ("checkpoint", "shards") else argument
+                add(f"{name} {argument}", getattr(workspace, name)(given))
     return found
 
 
@@ -51,7 +52,8 @@ def test_every_address_is_inside_the_root_or_the_scratch_space_and_there_is_one_
     found = addresses(Workspace(Path("/runs/one"), Path("/scratch")))
     assert {"store", "pretrained.weights", "finetuned 7.log", "embeddings 7", "checkpoint 7"} <= found.keys()
     inside_scratch = {name for name, path in found.items() if path.is_relative_to("/scratch")}
-    assert inside_scratch == {"experiments", "locks", "packed_folder", "checkpoint 7", "checkpoint 8"}
+    named = {f"{name} {number}" for name in ("checkpoint", "shards") for number in (7, 8)}
+    assert inside_scratch == {"experiments", "locks", "packed_folder"} | named
     for name in found.keys() - inside_scratch:
         assert found[name].is_relative_to("/runs/one"), name
     assert len(set(found.values())) == len(found), "no two artifacts have the same address"

@@ -1,10 +1,11 @@
-"""The package as others install it: one top-level package with all files, and `conr new` and `dvc repro` anywhere."""
+"""The package as others install it: an sdist, a wheel with one package, and `conr new` and `dvc repro` anywhere."""
 
 import json
 import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 from pathlib import Path
 from zipfile import ZipFile
@@ -12,19 +13,26 @@ from zipfile import ZipFile
 import pytest
 from project import FINISHED, ROOT, SEEDS, copy_tree, run, write_params
 
+import conr
 from conr.files import sha256_of
 from conr.pipeline.workspace import RECORD, Workspace
 from conr.stages.cli import STAGES
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from this working tree's files."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an sdist of this working tree's files, and of the wheel that is built from the sdist."""
+    folder = tmp_path_factory.mktemp("distributions")
     copy_tree(folder / "source")
-    options = ["--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--quiet"]
-    run(folder, sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", "built", "./source")
-    (file,) = (folder / "built").glob("conr-*.whl")
+    said = run(folder, sys.executable, "-m", "build", "--no-isolation", "--outdir", "built", "source")
+    assert "Deprecat" not in said, "setuptools warns of what it will not do any more"
+    return folder / "built"
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    (file,) = built.glob("conr-*.whl")
     return file
 
 
@@ -60,6 +68,25 @@ def files_of(folder: str) -> set[str]:
     return {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
 
 
+def test_the_sdist_holds_what_builds_documents_and_tests_conr(built: Path) -> None:
+    name = f"conr-{conr.__version__}"
+    with tarfile.open(built / f"{name}.tar.gz") as archive:
+        names = {member.name.removeprefix(f"{name}/") for member in archive.getmembers() if member.isfile()}
+    made = {path for path in names if path.startswith("conr.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    left_out = files_of(".ci") | files_of("docker") | files_of("images") | files_of("backbones")
+    expected = {path for path in files_of(".") - left_out if not path.startswith(".")}
+    assert names - made == expected
+
+
+def test_the_index_of_packages_would_take_both(built: Path) -> None:
+    files = sorted(str(file) for file in built.iterdir())
+    assert [Path(file).name for file in files] == [
+        f"conr-{conr.__version__}-py3-none-any.whl",
+        f"conr-{conr.__version__}.tar.gz",
+    ]
+    assert run(built, sys.executable, "-m", "twine", "check", "--strict", *files).count("PASSED") == len(files)
+
+
 def test_it_holds_one_package_with_every_file_of_it(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -90,6 +117,14 @@ def test_the_installed_package_is_the_wheel_s(installed: Path, tmp_path: Path) -
         [installed / "python", "-c", "import stages"], cwd=tmp_path, capture_output=True, check=False
     )
     assert b"No module named 'stages'" in missing.stderr
+
+
+def test_the_installed_command_knows_its_version_and_where_it_is(installed: Path, tmp_path: Path) -> None:
+    assert run(tmp_path, str(installed / "conr"), "--version") == f"conr {conr.__version__}\n"
+    facts = json.loads(run(tmp_path, str(installed / "conr"), "info", "--json"))
+    assert facts["versions"]["conr"] == conr.__version__
+    assert facts["versions"]["commit"] == "none (no clone)"
+    assert Path(facts["paths"]["conr"]).is_relative_to(installed.parent)
 
 
 def test_presets_are_written_in_an_empty_folder_and_images_packed(installed: Path, tmp_path: Path) -> None:

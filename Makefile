@@ -23,10 +23,14 @@ run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 test: $(READY) check  ## Set up, then lint, check types and run all tests, a file at a time in each of two processes
 	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-check: $(READY)  ## Format, lint and types only
+check: $(READY)  ## Format, lint and types only; container files, too
 	@ruff format --check .
 	@ruff check .
 	@mypy
+	@hadolint docker/Dockerfile
+	@check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
+	@check-jsonschema --quiet --builtin-schema vendor.github-workflows docker/examples/weekly.yml
+	@shellcheck .ci/run docker/*.sh docker/examples/*.sh
 
 # A benchmark takes options: make bench-digits ARGS='--seeds 0 1'.
 bench: $(SPEED:%=bench-%)  ## All comparisons of speed; 25 minutes on two quiet CPU cores, without bench-graph and bench-page

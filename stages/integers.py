@@ -1,5 +1,7 @@
 """Several values in one flag: whole numbers, as in --seeds 0,1,2, or texts, as in --exclude '*.gif,thumbs'."""
 
+from typing import Annotated
+
 import typer
 
 
@@ -15,6 +17,12 @@ def integers(value: str | list[int]) -> list[int]:
         return [int(part) for part in value.replace(",", " ").split()]
     except ValueError as error:
         raise typer.BadParameter(f"{value!r} should be whole numbers such as 0,1,2") from error
+
+
+SeedsFlag = Annotated[
+    Integers, typer.Option(parser=integers, metavar="0,1,2", help="Seeds; every row is run with each")
+]
+RowsFlag = Annotated[Integers, typer.Option(parser=integers, metavar="1,2,3", help="Rows of the table, from 1 to 7")]
 
 
 class Texts(list[str]):

@@ -1,5 +1,7 @@
 """Several values in one flag: whole numbers (--seeds 0,1,2), texts (--exclude '*.gif,thumbs'), pairs (0:0.75,0.8:1)."""
 
+from typing import Annotated
+
 import typer
 
 
@@ -15,6 +17,12 @@ def integers(value: str | list[int]) -> list[int]:
         return [int(part) for part in value.replace(",", " ").split()]
     except ValueError as error:
         raise typer.BadParameter(f"{value!r} should be whole numbers such as 0,1,2") from error
+
+
+SeedsFlag = Annotated[
+    Integers, typer.Option(parser=integers, metavar="0,1,2", help="Seeds; every row is run with each")
+]
+RowsFlag = Annotated[Integers, typer.Option(parser=integers, metavar="1,2,3", help="Rows of the table, from 1 to 7")]
 
 
 class Texts(list[str]):

@@ -4,6 +4,7 @@ import shutil
 
 import torch
 
+from conr.embedding.engines.settings import Engine
 from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import ablation

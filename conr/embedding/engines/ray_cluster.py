@@ -49,13 +49,27 @@ def connected(address: str | None, *parts: str) -> Iterator[Any]:
     try:
         if not had:
             handler = signal.getsignal(signal.SIGTERM)
-            _start(ray, address)
+            with _no_stderr():
+                _start(ray, address)
             with suppress(ValueError):  # only the main thread has handlers, and only there Ray has replaced it
                 signal.signal(signal.SIGTERM, handler)
         yield ray
     finally:
         if not had:
             ray.shutdown()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let nothing be written to standard error: Ray's compiled code writes there that it was told to be quiet."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _start(ray: Any, address: str | None) -> None:

@@ -3,11 +3,13 @@
 import os
 import pickle
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,16 @@ def test_without_ray_its_extra_is_named(encoder: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"--engine ray needs Ray: pip install 'conr\[ray\]'"):
         next(embed_with_ray(encoder, "cpu", items_with({}), [range(10)], None))
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # but not listened at
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None))
+        monkeypatch.setitem(sys.modules, "ray.data", SimpleNamespace())
+        with pytest.raises(UserError, match=rf"--address {address}: no Ray cluster there .*refused"):
+            next(embed_with_ray(encoder, "cpu", items_with({}), [range(10)], address))
 
 
 @pytest.fixture(scope="module")

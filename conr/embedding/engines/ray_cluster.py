@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from conr.processes import cores
 
 # Nothing is reported to Ray's makers, and errors reach the user as exceptions only.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+CONNECTING = 10.0  # seconds
 
 
 def cluster_address(asked: str | None) -> str | None:
@@ -84,9 +86,21 @@ def _start(ray: Any, address: str | None) -> None:
             ) from error
         return
     try:
+        _check_listens(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--address {address}: no Ray cluster there ({one_line(error)}); start one with ray start --head, or leave "
             "it out to use this machine"
         ) from error
+
+
+def _check_listens(address: str) -> None:
+    """Refuse a host and a port where nobody listens, which Ray would try for two minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.partition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECTING).close()

@@ -6,7 +6,7 @@ BENCH_READY := $(ENVIRONMENT)/.bench_ready
 INSTALL := $(ENVIRONMENT)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SPEED := training-step neighborhood clustering graph extraction backbone prepare startup estimate page
 TABLES := digits frameworks long-tail
-BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu scale
+BENCHMARKS := $(SPEED) photos choose-k cifar10 bit-equal gpu scale streaming memory
 export PATH := $(ENVIRONMENT)/bin:$(PATH)
 
 .NOTPARALLEL:
@@ -23,10 +23,14 @@ run: $(READY)  ## Set up, then run the pipeline that params.yaml describes
 test: $(READY) check  ## Set up, then lint, check types and run all tests, a file at a time in each of two processes
 	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
 
-check: $(READY)  ## Format, lint and types only
+check: $(READY)  ## Format, lint and types only; container files, too
 	@ruff format --check .
 	@ruff check .
 	@mypy
+	@hadolint docker/Dockerfile
+	@check-jsonschema --quiet --builtin-schema vendor.compose-spec docker/compose.yaml
+	@check-jsonschema --quiet --builtin-schema vendor.github-workflows docker/examples/weekly.yml
+	@shellcheck .ci/run docker/*.sh docker/examples/*.sh
 
 # A benchmark takes options: make bench-digits ARGS='--seeds 0 1'.
 bench: $(SPEED:%=bench-%)  ## All comparisons of speed; 25 minutes on two quiet CPU cores, without bench-graph and bench-page
@@ -47,6 +51,8 @@ bench-photos:  ## Tables of docs/photos.md: k-means beside the graph on labeled 
 bench-choose-k:  ## Table of docs/lab/choosing-k.md: criteria for K, after bench-photos: ARGS='--cifar10 FOLDER'
 bench-cifar10:  ## CIFAR-10 as image files, a small network on the CPU: ARGS='--images FOLDER'
 bench-scale:  ## Clusters of 1 and 5 million vectors in files: time and memory of a vector, 3 GB of disk
+bench-streaming:  ## What streaming images that do not fit into memory costs a training
+bench-memory:  ## How the memory of each stage grows with the number of images
 bench-bit-equal:  ## Whether another commit computes the same: ARGS='--commit COMMIT'
 stress: $(READY)  ## Kills, full disks, damaged files and two of everything at once; an hour, run it again to resume
 	@python bench/stress.py $(ARGS)

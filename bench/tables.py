@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 from conr import Workspace, kmeans, label_scores, load_preset
 from conr.evaluation.scores import SCORES, MeanStd
-from conr.pipeline.experiments import Experiment, default_jobs, run_experiments
+from conr.pipeline.experiments import Experiment, run_experiments
 from conr.stages.console import ProgressBar
 
 Scores = Mapping[str, float]
@@ -83,8 +83,7 @@ def main() -> None:
     parameters = load_preset("digits").changed(table.changes)
     run("prepare", workspace, parameters)
     experiments = [Experiment(name, changes) for name, (_, changes) in table.rows.items()]
-    jobs = default_jobs(parameters.device)
-    found = run_experiments(workspace, parameters, experiments, given.seeds, jobs, ProgressBar())
+    found = run_experiments(workspace, parameters, experiments, given.seeds, 0, ProgressBar())
     rows = {name: [getattr(one, features) for one in found[name]] for name, (features, _) in table.rows.items()}
     print(f"seeds {', '.join(map(str, given.seeds))}; digits preset with {table.changes}\n")
     print_table(given.seeds, (baselines(given.seeds) if given.table == "digits" else {}) | rows, table.scores)

@@ -4,6 +4,7 @@ import shutil
 
 import torch
 
+from conr.embedding.engines.settings import Engine
 from conr.observer import Observer
 from conr.parameters import Parameters
 from conr.pipeline import ablation
@@ -25,10 +26,16 @@ def name(workspace: Workspace, cluster: int | None, text: str | None, observer: 
 
 
 def ablate(
-    workspace: Workspace, parameters: Parameters, seeds: list[int], rows: list[int], jobs: int, observer: Observer
+    workspace: Workspace,
+    parameters: Parameters,
+    seeds: list[int],
+    rows: list[int],
+    jobs: int,
+    engine: Engine,
+    observer: Observer,
 ) -> str:
     """Run the rows of Table 2."""
-    table = ablation.ablate(workspace, parameters, seeds, rows, jobs, observer)
+    table = ablation.ablate(workspace, parameters, seeds, rows, jobs, observer, engine)
     return f"\n{table}\n\ntable, scores of every run and curves in {workspace.ablation}/"
 
 

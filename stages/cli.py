@@ -25,8 +25,8 @@ from conr.errors import Note, UserError, disk_is_full, one_line
 from conr.text import printable
 
 from . import about, memory
-from .engines import AddressFlag, EngineFlag, ShardFlag
-from .integers import Integers, integers
+from .engines import AddressFlag, EngineFlag, JobsFlag, ShardFlag
+from .integers import Integers, RowsFlag, SeedsFlag
 
 HELP_FLAGS = {"--help", "-h"}
 ONE_SEED, ALL_ROWS = Integers([0]), Integers(range(1, 8))
@@ -292,13 +292,11 @@ def preset(
 
 @app.command()
 def ablate(
-    seeds: Annotated[
-        Integers, typer.Option(parser=integers, metavar="0,1,2", help="Seeds; every row is run with each")
-    ] = ONE_SEED,
-    rows: Annotated[
-        Integers, typer.Option(parser=integers, metavar="1,2,3", help="Rows of the table, from 1 to 7")
-    ] = ALL_ROWS,
-    jobs: Annotated[int, typer.Option(min=0, help="Processes side by side; 0: one per CPU core, one on a GPU")] = 0,
+    seeds: SeedsFlag = ONE_SEED,
+    rows: RowsFlag = ALL_ROWS,
+    jobs: JobsFlag = 0,
+    engine: EngineFlag = "local",
+    address: AddressFlag = None,
 ) -> None:
     """Run all rows of the paper's ablation (Table 2) on the packed store, and write the table.
 
@@ -306,7 +304,7 @@ def ablate(
     """
     from conr.pipeline import params_file
 
-    run("ablate", params_file.read(), list(seeds), list(rows), jobs)
+    run("ablate", params_file.read(), list(seeds), list(rows), jobs, Engine(engine, address))
 
 
 @app.command()

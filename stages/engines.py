@@ -1,4 +1,4 @@
-"""The flags that say who embeds, of all commands that embed. They are no parameters: no engine changes the results."""
+"""The flags that say where to embed or to train. They are no parameters: no engine changes the results."""
 
 from typing import Annotated
 
@@ -7,10 +7,10 @@ import typer
 from conr.embedding.engines.settings import Engine, EngineName
 
 VARIABLE = "CONR_ENGINE"
-PANEL = "Where to embed (the results are the same)"
+PANEL = "Where to compute (the results are the same)"
 EngineFlag = Annotated[
     EngineName,
-    typer.Option("--engine", envvar=VARIABLE, rich_help_panel=PANEL, help="local: here; ray: by Ray Data (conr[ray])"),
+    typer.Option("--engine", envvar=VARIABLE, rich_help_panel=PANEL, help="local: here; ray: by Ray (conr[ray])"),
 ]
 AddressFlag = Annotated[
     str | None,
@@ -19,6 +19,12 @@ AddressFlag = Annotated[
         metavar="HOST:PORT|auto",
         rich_help_panel=PANEL,
         help="Of a Ray cluster; by default RAY_ADDRESS, or a Ray of its own on this machine",
+    ),
+]
+JobsFlag = Annotated[
+    int,
+    typer.Option(
+        "--jobs", min=0, rich_help_panel=PANEL, help="Trainings side by side; 0: one per CPU core, or one per GPU"
     ),
 ]
 ShardFlag = Annotated[

@@ -5,6 +5,7 @@ from conr.parameters import FinetuneStage
 from conr.pipeline.finetune import finetune
 from conr.pipeline.settle import settled
 from conr.pipeline.workspace import Workspace
+from conr.refinement.objective import MOVING
 from conr.training.launcher import under_torchrun
 
 
@@ -21,8 +22,18 @@ def run(workspace: Workspace, parameters: FinetuneStage, observer: Observer) -> 
     return "\n".join(
         lines
         + [
-            f"{len(log)} epochs of ConNR, loss {log[0]['loss']:.3f} → {log[-1]['loss']:.3f}, cluster sizes "
-            f"{log[-1]['cluster_sizes']}; weights in {workspace.finetuned(seed).weights}"
+            f"{_epochs(len(log), parameters)} of ConNR, loss {log[0]['loss']:.3f} → {log[-1]['loss']:.3f}, cluster "
+            f"sizes {log[-1]['cluster_sizes']}; weights in {workspace.finetuned(seed).weights}"
             for seed, log in logs.items()
         ]
+    )
+
+
+def _epochs(trained: int, parameters: FinetuneStage) -> str:
+    settings = parameters.finetune
+    if trained == settings.epochs:
+        return f"{trained} epochs"
+    return (
+        f"{trained} of {settings.epochs} epochs (finetune.patience = {settings.patience}: fewer than {MOVING:.1%} of "
+        "the images changed their cluster in each of the last ones)"
     )

@@ -15,7 +15,7 @@ from conr.parameters.keys import Key, leaves, lookup
 from conr.pipeline import params_file
 
 from .engines import FLAGS
-from .integers import Integers, Texts, integers, texts
+from .integers import Integers, Pairs, Texts, integers, pairs, texts
 
 Run = Callable[..., None]
 EMBEDS = ("pretrain", "extract")  # stages that an engine can do the work of
@@ -83,6 +83,9 @@ def _option(key: Key, field: FieldInfo) -> Any:
     if field.annotation == int | str:
         metavar = "|".join(field.examples or [])
         return Annotated[str, typer.Option(flag, metavar=metavar, help=field.description, rich_help_panel=panel)]
+    if field.annotation == list[list[float]]:
+        option = typer.Option(flag, parser=pairs, metavar="a:b,c:d", help=field.description, rich_help_panel=panel)
+        return Annotated[Pairs, option]
     if get_origin(field.annotation) is list:
         return Annotated[Integers, typer.Option(flag, parser=integers, metavar="0,1,2", help=field.description)]
     names = f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag

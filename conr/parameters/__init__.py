@@ -5,7 +5,7 @@ the paper's for CIFAR-10. This package is no dependency of a stage in dvc.yaml: 
 """
 
 from conr.parameters.execution import Training
-from conr.parameters.groups import Optimizer, Prepare, Views
+from conr.parameters.groups import Optimizer, Prepare
 from conr.parameters.stages import (
     STAGES,
     EvaluateStage,
@@ -16,6 +16,7 @@ from conr.parameters.stages import (
     PretrainStage,
     Stage,
 )
+from conr.parameters.views import Views
 
 __all__ = [
     "STAGES",

@@ -194,19 +194,6 @@ class Boundary(Group):
     )
 
 
-class Views(Group):
-    """The random views of an image (crop scales are set per stage)."""
-
-    flip: Probability = Field(default=0.5, description="Probability of a horizontal flip")
-    rotation: float = Field(default=0.0, ge=0, le=180, description="Largest rotation, degrees either way")
-    jitter: Probability = Field(default=0.8, description="Probability of color changes")
-    brightness: float = Field(default=0.4, ge=0, description="Largest relative change of brightness")
-    contrast: float = Field(default=0.4, ge=0, description="Largest relative change of contrast")
-    saturation: float = Field(default=0.4, ge=0, description="Largest relative change of saturation")
-    hue: float = Field(default=0.1, ge=0, le=0.5, description="Largest shift of hue, share of the color circle")
-    grayscale: Probability = Field(default=0.2, description="Probability of grayscale")
-
-
 class Optimizer(Group):
     """What both training stages share: one cosine runs through both."""
 
@@ -273,6 +260,13 @@ class Finetune(Group):
         ge=0,
         le=1_000_000,
         description="Epochs of group concordance (T − t0); 0 for none: the features stay as they are",
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000,
+        description="End early when clusters stand still: after so many epochs in a row in each of which fewer than "
+        "0.5 % of the images change theirs; 0: never",
     )
     batch_size: int = Field(default=256, ge=2, le=1_000_000, description="Images per step; k and k1 must not exceed it")
     crop_scale: Share = Field(default=0.45, description="Smallest share of the image that a crop covers")

@@ -25,10 +25,10 @@ from conr.parameters.groups import (
     Optimizer,
     Prepare,
     Pretrain,
-    Views,
     contradiction,
 )
 from conr.parameters.keys import explained, unknown
+from conr.parameters.views import Views
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of every random choice")]
 Seeds = Annotated[
@@ -269,6 +269,17 @@ class Parameters(EvaluateStage, ExtractStage, FinetuneStage, PretrainStage, Prep
                 f"finetune.epochs = {self.finetune.epochs} of heads on a frozen backbone need random views: set "
                 "pretrain.cached_views, such as 4, or finetune.epochs: 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_networks_are_not_trained(self) -> Self:
+        given = {"views.resolution": self.views.resolution, "finetune.patience": self.finetune.patience}
+        for key, value in given.items():
+            if value and self.network.is_frozen:
+                raise contradiction(
+                    f"{key} = {value} is for networks that are trained, and network.backbone = {self.network.backbone} "
+                    f"stays as it is; set {key}: {type(value)()}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -4,12 +4,13 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from conr.data.store import open_store
+from conr.embedding.engines.settings import LOCAL, Engine
 from conr.errors import UserError
 from conr.evaluation.scores import SCORES, MeanStd
 from conr.files import write_table, write_text
 from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
-from conr.pipeline.experiments import Experiment, Outcome, default_jobs, run_experiments
+from conr.pipeline.experiments import Experiment, Outcome, run_experiments
 from conr.pipeline.report import benchmark
 from conr.pipeline.workspace import Workspace, writes
 from conr.report.figures import save
@@ -53,6 +54,7 @@ def ablate(
     rows: Sequence[int] = range(1, len(ROWS) + 1),
     jobs: int = 0,
     observer: Observer = SILENT,
+    engine: Engine = LOCAL,
 ) -> str:
     """Run rows with all seeds on the packed store; write table, scores, and the curves of Fig. 3c.
 
@@ -61,8 +63,9 @@ def ablate(
         parameters: what the rows have in common.
         seeds: every row is run with each.
         rows: numbers of the rows, from 1.
-        jobs: processes side by side; 0 for one per CPU core, one on a GPU.
+        jobs: trainings side by side; 0 for one per CPU core, or per GPU where they use GPUs.
         observer: notified of the epochs of all runs.
+        engine: where the rows are trained.
 
     Returns:
         The table, in Markdown.
@@ -83,7 +86,7 @@ def ablate(
     if not rows or not set(rows) <= set(range(1, len(ROWS) + 1)):
         raise UserError(f"--rows {', '.join(map(str, rows))} should be numbers from 1 to {len(ROWS)}")
     chosen = [ROWS[number - 1] for number in sorted(set(rows))]
-    outcomes = run_experiments(workspace, parameters, chosen, seeds, jobs or default_jobs(parameters.device), observer)
+    outcomes = run_experiments(workspace, parameters, chosen, seeds, jobs, observer, engine)
     heads = ["row", "seed", *COLUMNS, *(f"pretrained_{key}" for key in COLUMNS), "seconds"]
     write_table(workspace.ablation / "runs.csv", heads, _runs(outcomes, seeds))
     compared = {name: [outcome.curve for outcome in outcomes[name]] for name in (chosen[0].name, chosen[-1].name)}

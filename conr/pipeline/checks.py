@@ -8,6 +8,8 @@ from conr.data.store import Manifest
 from conr.errors import Note, UserError
 from conr.parameters import EvaluateStage, FinetuneStage, PretrainStage, Stage
 
+SMALLEST = 4  # pixels of a view, as of prepare.image_size
+
 Given = TypeVar("Given", bound=Stage)
 
 
@@ -71,6 +73,7 @@ def _problems(parameters: Stage, manifest: Manifest, refined: bool = True) -> It
     )
     if isinstance(parameters, PretrainStage | FinetuneStage) and trains:
         settings = parameters.framework
+        yield from _too_small(parameters.views.resolution, manifest.image_size)
         if manifest.train_count < 2:
             yield "there is one image to train on, and a batch needs two; add images and run conr prepare again"
         if settings.name == "moco" and settings.queue >= manifest.train_count:
@@ -88,6 +91,15 @@ def _problems(parameters: Stage, manifest: Manifest, refined: bool = True) -> It
                 f"k1 = {parameters.k1} neighbors cannot be found among {size} images (evaluate.context = {context}, "
                 f"{manifest.train_count:,} images to train on); raise evaluate.context or lower k1"
             )
+
+
+def _too_small(resolution: list[list[float]], side: int) -> Iterator[str]:
+    smallest = min((scale for _, scale in resolution), default=1.0)
+    if resolution and smallest * side < SMALLEST:
+        yield (
+            f"views.resolution = {resolution}: {smallest:g} of an image's {side} pixels is less than {SMALLEST}; use "
+            f"sizes of at least {SMALLEST / side:g}"
+        )
 
 
 def _too_many(name: str, value: int, limit: int, what: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ import math
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,7 @@ from conr.processes import Workers
 from conr.training.checkpoints import SAVING
 from conr.training.compute import Compute
 from conr.training.pretraining import examined
+from conr.training.schedules import view_scale
 
 FIRST_STEPS = 2  # of an epoch of the first trial, which shows how many fit into the second
 BUDGET = 5.0  # seconds that the steps of an epoch of the second should take
@@ -41,10 +43,12 @@ CHANGES = {
     "optimizer.base_learning_rate": 1e-9,
     "optimizer.warmup_epochs": 0,
     "training.processes": 1,
+    "finetune.patience": 0,
     "seeds": [],
 }
 NOTES = (
     "Timed with one process, whatever training.processes says.",
+    "All epochs count, though finetune.patience may end finetune before the last.",
     "Timed with fresh networks: on the features of trained ones k-means may take more iterations, or fewer.",
     "extract and evaluate come on top: extract embeds all images once with pretrain's weights and once per seed.",
 )
@@ -58,8 +62,8 @@ class Cost:
         images, batch_size, epochs: of the training.
         examined: after how many of the epochs the features are clustered and scored.
         runs: how often it is run, once per seed.
-        flops: floating-point operations of a step, a multiply-add counted as two.
-        step, save: seconds of a step and of saving a checkpoint.
+        flops: floating-point operations of a step, a multiply-add counted as two; the mean if the views' size changes.
+        step, save: seconds of a step, likewise, and of saving a checkpoint.
         start, end: seconds of clustering all images before the first epoch, with many initializations, and of
             clustering and scoring them after one.
         disk: bytes of weights and checkpoint.
@@ -130,7 +134,7 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer = 
 def try_out(
     stage: str, workspace: Workspace, parameters: Parameters, folder: Path, observer: Observer, asked: float
 ) -> Cost:
-    """Time a stage: first with few steps, then with as many as the budget allows, at most whole epochs.
+    """Time a stage with views of each size that it will have.
 
     Args:
         stage: pretrain or finetune.
@@ -140,14 +144,33 @@ def try_out(
         observer: notified of every step.
         asked: the time at which the process was asked for; start-up and memory are those of the stage's command.
     """
-    start_up = time.time() - asked
-    store, batch_size = open_store(workspace.store), getattr(parameters, stage).batch_size
+    start_up, store = time.time() - asked, open_store(workspace.store)
+    first = parameters.pretrain.epochs if stage == "finetune" else 0
+    epochs = range(first, first + getattr(parameters, stage).epochs)
+    resolution, length = parameters.views.resolution, parameters.optimizer.schedule_epochs
+    counts = Counter(view_scale(epoch, resolution, length) for epoch in epochs)
+    costs = {}
+    for scale in counts:
+        own = parameters.changed({"views.resolution": [[0, scale]]})
+        costs[scale] = _timed(stage, own, store, folder, f"{stage} {scale:g}", observer)
+    return replace(
+        costs[max(costs)],
+        flops=round(sum(costs[scale].flops * count for scale, count in counts.items()) / counts.total()),
+        step=sum(costs[scale].step * count for scale, count in counts.items()) / counts.total(),
+        memory=max(cost.memory for cost in costs.values()),
+        start_up=start_up,
+    )
+
+
+def _timed(stage: str, parameters: Parameters, store: Store, folder: Path, name: str, observer: Observer) -> Cost:
+    """Time steps: first few of them, then as many as the budget allows, at most whole epochs."""
+    batch_size = getattr(parameters, stage).batch_size
     needed = math.ceil((parameters.pretrain.prototypes if stage == "pretrain" else parameters.number) / batch_size)
-    first = last = _trial(stage, parameters, store, max(FIRST_STEPS, needed), folder / f"{stage} 1", observer)
+    first = last = _trial(stage, parameters, store, max(FIRST_STEPS, needed), folder / f"{name} 1", observer)
     steps = min(max(int(BUDGET / first.step), needed), first.images // batch_size)
     if steps > FIRST_STEPS:
-        last = _trial(stage, parameters, store, steps, folder / f"{stage} 2", observer)
-    return replace(last, flops=first.flops, start_up=start_up)
+        last = _trial(stage, parameters, store, steps, folder / f"{name} 2", observer)
+    return replace(last, flops=first.flops)
 
 
 class _Stopwatch(Observer):

@@ -5,41 +5,25 @@ experiments started again resume where they were, and rows that share their pret
 left out of the fingerprint: how many threads a training has, which changes the order of sums and so the last bits.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.sharedctypes import RawArray
-from pathlib import Path
 from typing import Any
 
-import faiss
-import torch
-from pydantic import RootModel
-
 from conr.data.store import open_store
+from conr.embedding.engines.settings import LOCAL, Engine
 from conr.errors import UserError
-from conr.evaluation.evaluate import evaluate_store
-from conr.files import load_json, write_json
-from conr.models.siamese import Network
 from conr.observer import Observer
 from conr.parameters import Parameters, PretrainStage
 from conr.pipeline.checks import check_data, fit_batches
-from conr.pipeline.finetune import finetune
-from conr.pipeline.pretrain import pretrain
+from conr.pipeline.executors import executor
 from conr.pipeline.records import NO_OTHER_RUN
-from conr.pipeline.workspace import TrainingFiles, Workspace
-from conr.processes import Workers, cores
-from conr.training.checkpoints import Checkpoint, fingerprint
-from conr.training.compute import Compute, clean_features
+from conr.pipeline.trainings import Training
+from conr.pipeline.workspace import Workspace
+from conr.training.checkpoints import fingerprint
 from conr.training.log import read_log
-from conr.training.weights import load_weights
 
 POLL = 0.5  # seconds between checks of how many epochs are done
-SMALLER = "lower pretrain.batch_size, finetune.batch_size or network.width"
-
-_epochs: "ctypes.Array[ctypes.c_int64]"  # in a worker: its parent's counters
 
 
 @dataclass(frozen=True)
@@ -72,48 +56,6 @@ class Outcome:
     pretraining: list[dict[str, float]]
 
 
-_Scores = RootModel[dict[str, float]]  # of a training: written last, and so the sign that it is finished
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A training: its stage, its name for messages, its parameters and its workspace.
-
-    Attributes:
-        parent: the workspace of the pretraining that a finetuning starts from.
-    """
-
-    stage: str
-    name: str
-    parameters: Parameters
-    workspace: Workspace
-    parent: Workspace | None = None
-
-    @property
-    def files(self) -> TrainingFiles:
-        own = self.workspace
-        return own.pretrained if self.stage == "pretrain" else own.finetuned(self.parameters.seed)
-
-    @property
-    def scores_file(self) -> Path:
-        return self.workspace.root / "scores.json"
-
-    @property
-    def scores(self) -> dict[str, float]:
-        return load_json(self.scores_file, _Scores, "delete its folder and run the same command again").root
-
-    @property
-    def epochs(self) -> int:
-        return int(getattr(self.parameters, self.stage).epochs)
-
-    @property
-    def epochs_done(self) -> int:
-        """All of a training that has ended; of another one those that are saved."""
-        if self.files.log.exists():
-            return self.epochs
-        return max((Checkpoint(folder).epochs for folder in self.workspace.checkpoint("").glob("*")), default=0)
-
-
 def run_experiments(
     workspace: Workspace,
     parameters: Parameters,
@@ -121,6 +63,7 @@ def run_experiments(
     seeds: Sequence[int],
     jobs: int,
     observer: Observer,
+    engine: Engine = LOCAL,
 ) -> dict[str, list[Outcome]]:
     """Pretrain and fine-tune every row with every seed on the packed store.
 
@@ -129,8 +72,9 @@ def run_experiments(
         parameters: what the rows have in common.
         experiments: the rows; they must not change `prepare`.
         seeds: each for pretraining, fine-tuning and k-means.
-        jobs: processes side by side at most; they share the processor's cores.
-        observer: notified of the epochs of all runs, those included that were done before.
+        jobs: trainings side by side at most, which share the cores; 0 for one per core, or per GPU where they use GPUs.
+        observer: notified of the epochs of all runs that are saved, those included that were done before.
+        engine: where the trainings run. None changes the results, but for the last bits on other processors.
 
     Returns:
         For each row, by name, its outcomes in the order of the seeds.
@@ -143,8 +87,10 @@ def run_experiments(
         raise UserError("no seed is given; give at least one")
     parameters.changed({"seeds": list(seeds)})
     runs = _runs(workspace, parameters, experiments, seeds)
-    trainings = {run.workspace: run for pair in runs.values() for run in pair}
-    _side_by_side(workspace, trainings, jobs, observer)
+    trainings = {
+        run.workspace: run for stage in zip(*runs.values(), strict=True) for run in stage
+    }  # pretrainings first
+    _side_by_side(trainings, engine, jobs, parameters.device, observer)
     return {
         row.name: [
             Outcome(before.scores, after.scores, read_log(after.files.log), read_log(before.files.log))
@@ -154,18 +100,13 @@ def run_experiments(
     }
 
 
-def default_jobs(device: str) -> int:
-    """As many processes as cores on a CPU; a GPU is one."""
-    on_gpu = Compute.choose(device, "float32").device.type == "cuda"
-    return 1 if on_gpu else cores()
-
-
 def _runs(
     workspace: Workspace, parameters: Parameters, experiments: Sequence[Experiment], seeds: Sequence[int]
-) -> dict[tuple[str, int], tuple[_Run, _Run]]:
+) -> dict[tuple[str, int], tuple[Training, Training]]:
     """The pretraining and the finetuning of every row with every seed. Equal pretrainings are one."""
     manifest = open_store(workspace.store).manifest
     images = (manifest.checksum, manifest.train_count, manifest.score_start, manifest.labels)
+    packed = Workspace(workspace.root.absolute(), workspace.scratch.absolute())  # for processes in other folders
     runs = {}
     if parameters.training.processes == "auto":  # the trainings themselves run side by side
         parameters = parameters.changed({"training.processes": 1})
@@ -180,109 +121,52 @@ def _runs(
             everything = own.model_dump(exclude={"prepare": True, "extract": True, **NO_OTHER_RUN})
             second = fingerprint("finetune", everything, *images)
             before, after = (
-                Workspace.at(workspace.experiments / name) for name in (f"pretrain-{first}", f"finetune-{second}")
+                Workspace.at(packed.experiments / name) for name in (f"pretrain-{first}", f"finetune-{second}")
             )
             runs[row.name, seed] = (
-                _Run("pretrain", f"pretraining for {row.name}, seed {seed}", own, before),
-                _Run("finetune", f"{row.name}, seed {seed}", own, after, before),
+                Training("pretrain", f"pretraining for {row.name}, seed {seed}", own, packed, before),
+                Training("finetune", f"{row.name}, seed {seed}", own, packed, after, before),
             )
     return runs
 
 
-def _side_by_side(workspace: Workspace, trainings: Mapping[Workspace, _Run], jobs: int, observer: Observer) -> None:
+def _side_by_side(
+    trainings: Mapping[Workspace, Training], engine: Engine, jobs: int, device: str, observer: Observer
+) -> None:
     """Do what is not finished, each training as soon as the one that it starts from is.
 
     Threads are shared among the trainings of a stage that can run side by side, however many are done already: a run
     that was stopped resumes with as many as it had.
     """
-    stages = [run.stage for run in trainings.values()]
-    threads = {stage: max(1, torch.get_num_threads() // min(jobs, stages.count(stage))) for stage in stages}
-    missing = {key: run for key, run in trainings.items() if not run.scores_file.exists()}
-    done = [run.epochs_done for run in trainings.values()]
-    numbers = {key: number for number, key in enumerate(trainings)}
-    reported = sum(done)
-    with observer.task("experiments", sum(run.epochs for run in trainings.values()), done=reported):
+    stages = [training.stage for training in trainings.values()]
+    missing = {key: training for key, training in trainings.items() if not training.scores_file.exists()}
+    done = {key: training.epochs_done for key, training in trainings.items()}
+    reported = sum(done.values())
+    with observer.task("experiments", sum(training.epochs for training in trainings.values()), done=reported):
         if not missing:
             return
-        # Each worker writes its own number, without a lock that it could hold when it is killed.
-        epochs = RawArray(ctypes.c_int64, done)
-        try:
-            with Workers(min(jobs, len(missing)), _count_in, (epochs,), kill_on_error=True) as pool:
-                running: dict[Future[None], Workspace] = {}
-
-                def submit(parent: Workspace | None) -> None:
-                    for key, run in missing.items():
-                        if (run.parent if run.parent in missing else None) == parent:
-                            future = pool.submit(_train, run, workspace, threads[run.stage], numbers[key])
-                            running[future] = key
-
-                submit(None)
-                while running:
-                    ended = wait(running, POLL, FIRST_COMPLETED).done
-                    if sum(epochs) > reported:
-                        observer.step_done(sum(epochs) - reported)
-                        reported = sum(epochs)
-                    for future in ended:
-                        key = running.pop(future)
-                        _end(future, missing[key].name)
-                        submit(key)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a training was killed, most likely because memory ran out; run fewer side by side (--jobs), which "
-                f"resumes after the last saved epoch, or {SMALLER}"
-            ) from error
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"a training does not fit into the GPU's memory; {SMALLER}, or run fewer side by side (--jobs)"
-            ) from error
+        with executor(engine, jobs, device) as pool:
+            running: dict[Future[None], Workspace] = {}
+            while missing:
+                waiting = [key for key in missing if key not in running.values()]
+                ready = [key for key in waiting if missing[key].parent not in missing]
+                for key in ready[: pool.jobs - len(running)]:
+                    running[pool.submit(missing[key], pool.share(stages.count(missing[key].stage)))] = key
+                ended = wait(running, POLL, FIRST_COMPLETED).done
+                for key in running.values():
+                    done[key] = max(done[key], missing[key].epochs_done)
+                if sum(done.values()) > reported:
+                    observer.step_done(sum(done.values()) - reported)
+                    reported = sum(done.values())
+                for future in ended:
+                    future.result()
+                    _check_finished(missing.pop(running.pop(future)))
 
 
-def _end(future: "Future[None]", name: str) -> None:
-    """Raise the error of a training that has failed, with its name in front."""
-    try:
-        future.result()
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-
-
-class _EpochCounter(Observer):
-    """Counts the epochs that are done, for the parent process."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def epoch_done(self, row: Mapping[str, Any]) -> None:
-        _epochs[self.number] += 1
-
-
-def _count_in(epochs: "ctypes.Array[ctypes.c_int64]") -> None:
-    """Where the parent looks for the epochs of every training."""
-    global _epochs
-    _epochs = epochs
-
-
-def _train(run: _Run, workspace: Workspace, threads: int, number: int) -> None:
-    """Train and score, in a worker process. What an interrupted one has trained is only scored."""
-    torch.set_num_threads(threads)
-    faiss.omp_set_num_threads(threads)
-    own, observer, parameters = run.workspace, _EpochCounter(number), run.parameters
-    if parameters.training.threads == "auto":
-        parameters = parameters.changed({"training.threads": threads})
-    own.borrow(workspace, "artifacts/store")
-    if run.parent is not None:
-        own.borrow(run.parent, "artifacts/pretrain")
-    if not run.files.log.exists():
-        (pretrain if run.parent is None else finetune)(own, parameters, observer)
-    scores = score(own, run.parameters, load_weights(run.files.weights)[0].target)
-    write_json(run.scores_file, _Scores(scores))
-    if run.parent is not None:
-        run.files.weights.unlink()  # nothing starts from them
-
-
-def score(workspace: Workspace, parameters: Parameters, network: Network) -> dict[str, float]:
-    """The scores of a network's features, in float32 as extract computes them, also where training uses bfloat16."""
-    store = open_store(workspace.store)
-    compute = Compute.choose(parameters.device, "float32")
-    network.to(compute.device).to(memory_format=torch.channels_last)
-    features = clean_features(network, compute.load_images(store.images), compute).cpu().numpy()
-    return evaluate_store(features, store, parameters, parameters.seed).scores
+def _check_finished(training: Training) -> None:
+    """Refuse what another machine has written to a folder of its own."""
+    if not training.scores_file.exists():
+        raise UserError(
+            f"{training.name} has ended, but {training.scores_file} does not exist here; the project must be in a "
+            "folder that all nodes of the Ray cluster share. If it is, run the same command again"
+        )

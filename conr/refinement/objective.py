@@ -1,5 +1,6 @@
 """Stage 2: group concordance with ConAff neighbors and boundary filtering, which is ConNR (Eq. 14)."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -24,12 +25,15 @@ from conr.training.objective import Context, Objective, PseudoLabels
 from conr.training.recipe import Recipe
 from conr.training.terms import InstanceTerm, ScatteringTerm, Term
 
+MOVING = 0.005  # share of the images: where fewer change their cluster in an epoch, the clusters stand still
+
 
 class Refinement(Objective):
     """The ConNR loss, with pseudo labels and centroids from k-means after every epoch."""
 
     def __init__(self, context: Context, parameters: FinetuneStage) -> None:
         settings, clusters = parameters.finetune, parameters.number
+        self.patience = settings.patience
         framework = framework_class(parameters.framework.name)(parameters.framework)
         terms: list[Term]
         if parameters.neighborhood.neighbors == "none":
@@ -61,8 +65,10 @@ class Refinement(Objective):
     def end_epoch(self, epoch: int, steps: int) -> Row:
         """Cluster the clean features for the next epoch, and log sizes and scores of the clusters."""
         row = super().end_epoch(epoch, steps)
+        before = self.pseudo_labels.assignments.clone().cpu().numpy()  # `update` writes into them
         features = self.pseudo_labels.update()
         assignments = self.pseudo_labels.assignments.cpu().numpy()
+        row["changed_assignments"] = float((assignments != before).mean())
         sizes = cluster_sizes(assignments, self.pseudo_labels.clusters)
         row["cluster_sizes"] = " ".join(map(str, sorted(sizes.tolist(), reverse=True)))
         row["size_entropy"] = size_entropy(sizes)
@@ -70,6 +76,21 @@ class Refinement(Objective):
         if self.context.labels is not None:
             row |= label_scores(self.context.labels, assignments)
         return row
+
+    def may_end(self, history: Sequence[Row]) -> bool:
+        """Whether the clusters have stood still for as many epochs as the patience says."""
+        return stand_still([row["changed_assignments"] for row in history], self.patience)
+
+
+def stand_still(changed: Sequence[float | int | str | None], patience: int) -> bool:
+    """Whether clusters do not move any more.
+
+    Args:
+        changed: after each epoch, the share of the images whose cluster is another one than before it.
+        patience: how many of the last epochs must have had fewer changes than `MOVING`; 0 for never.
+    """
+    last = changed[-patience:]
+    return 0 < patience == len(last) and all(isinstance(share, float) and share < MOVING for share in last)
 
 
 def candidate_fraction(parameters: FinetuneStage, epoch: int) -> float:

@@ -31,7 +31,9 @@ class Parts:
 
 
 def compiled_parts(model: Siamese, recipe: Recipe, compute: Compute, pixels: Tensor) -> Parts:
-    """Compiled views and networks, after a trial; where that fails, a note says why, and they are not compiled.
+    """Compiled views and networks, after a trial with views of each size that the training will have.
+
+    Where that fails, a note says why, and they are not compiled.
 
     Networks and random numbers are the same afterwards.
 
@@ -48,7 +50,8 @@ def compiled_parts(model: Siamese, recipe: Recipe, compute: Compute, pixels: Ten
     )
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        _try(parts, model, recipe, compute, pixels)
+        for size in recipe.view_sizes(pixels.shape[1:3]):
+            _try(parts, model, recipe, compute, pixels, size)
     except Exception as error:  # PyTorch's compilers raise errors of many classes
         message = f"views and networks cannot be compiled, so training takes longer: {one_line(error)}"
         warnings.warn(Note(message), stacklevel=2)
@@ -64,11 +67,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, backend=BACKEND, dynamic=False)
 
 
-def _try(parts: Parts, model: Siamese, recipe: Recipe, compute: Compute, pixels: Tensor) -> None:
-    """Compute views, outputs and gradients: what is compiled is compiled on its first call."""
+def _try(parts: Parts, model: Siamese, recipe: Recipe, compute: Compute, pixels: Tensor, size: tuple[int, int]) -> None:
+    """Compute views, outputs and gradients: what is compiled is compiled on its first call with views of a size."""
     model.train()
     views, own = (torch.Generator(compute.device) for _ in range(2))
-    first, second = parts.views(pixels, recipe.views, recipe.settings.crop_scale, views)
+    first, second = parts.views(pixels, recipe.views, recipe.settings.crop_scale, views, size=size)
     with compute.autocast():
         outputs = model(first, second, own, networks=parts.networks)
     torch.cat((*outputs.projections, *outputs.predictions)).float().sum().backward()  # type: ignore[no-untyped-call]

@@ -1,6 +1,7 @@
 """Where and in which number format to compute, chosen once per stage."""
 
 import ctypes
+import os
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -60,6 +61,15 @@ class Compute:
         if self.device.type == "cuda" and tensor.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
             return tensor.to(self.device)
         return tensor
+
+    def streams(self, images: Tensor) -> bool:
+        """Whether batches of images are read ahead of the training: those not on the GPU, or above half of the memory.
+
+        It changes no result.
+        """
+        if self.device.type == "cpu":
+            return images.nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+        return images.device.type == "cpu"
 
     def feature_batch(self, images: Tensor) -> int:
         """How many of (N, H, W, 3) images to embed at a time."""

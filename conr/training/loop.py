@@ -5,7 +5,6 @@ What differs between instance and group concordance is the `Objective`.
 
 import math
 import time
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from conr.training.objective import Objective
 from conr.training.recipe import Recipe
 from conr.training.recording import CudaRecorder, RecordedStep
 from conr.training.step import TrainingStep
+from conr.training.streaming import shuffled
 
 
 def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, execution: Execution) -> list[Row]:
@@ -37,7 +37,7 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
         execution: how to execute a step.
 
     Returns:
-        The log, one row per epoch.
+        The log, one row per epoch. There are fewer than the recipe's where the objective has ended the training.
 
     Raises:
         UserError: the loss or the features are not finite; the last good state stays in the checkpoint.
@@ -53,13 +53,13 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
     make_step = RecordedStep(step, CudaRecorder()) if execution.graph and not observer.traces else step
     steps = len(images) // settings.batch_size
     with observer.task(recipe.stage, settings.epochs * steps, done=len(history) * steps):
-        for epoch in range(len(history), settings.epochs):
-            started = time.perf_counter()
+        while not _is_over(history, objective, settings.epochs):
+            epoch, started = len(history), time.perf_counter()
             objective.start_epoch(epoch)
             step.start_epoch(epoch)
             batches = _batches(images, settings.batch_size, step.generators[0])
-            for number, (indices, stored) in enumerate(batches):
-                step.set(indices, stored, recipe.first_epoch + epoch + number / steps)
+            for number, (indices, pixels) in enumerate(step.with_pixels(batches)):
+                step.set(indices, pixels, recipe.first_epoch + epoch + number / steps)
                 make_step()
                 observer.step_done()
 
@@ -71,10 +71,14 @@ def train(objective: Objective, recipe: Recipe, checkpoint: Checkpoint, executio
             row |= objective.end_epoch(epoch, steps)
             row["seconds"] = round(time.perf_counter() - started, 3)
             history.append(row)
-            if world.is_main and (checkpoint.due or len(history) == settings.epochs):
+            if world.is_main and (checkpoint.due or _is_over(history, objective, settings.epochs)):
                 checkpoint.save({**step.state(), "history": history})
             observer.epoch_done(row)
     return history
+
+
+def _is_over(history: list[Row], objective: Objective, epochs: int) -> bool:
+    return len(history) >= epochs or objective.may_end(history)
 
 
 def _resume(checkpoint: Checkpoint, step: TrainingStep, world: World) -> list[Row]:
@@ -87,14 +91,10 @@ def _resume(checkpoint: Checkpoint, step: TrainingStep, world: World) -> list[Ro
     return history
 
 
-def _batches(images: Tensor, batch_size: int, generator: torch.Generator) -> Iterable[tuple[Tensor, Tensor]]:
-    """The indices of an epoch's whole batches, on the generator's device and where the images are.
-
-    Both are made once per epoch: a copy to the host in every step would make it wait for the GPU.
-    """
-    order = torch.randperm(len(images), device=generator.device, generator=generator)
-    order = order[: len(images) // batch_size * batch_size]
-    return zip(torch.split(order, batch_size), torch.split(order.to(images.device), batch_size), strict=True)
+def _batches(images: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """The indices of an epoch's whole batches, (steps, B) int64 on the generator's device."""
+    steps = len(images) // batch_size
+    return shuffled(images, generator)[: steps * batch_size].view(steps, batch_size)
 
 
 def _diverged(recipe: Recipe, epoch: int) -> str:

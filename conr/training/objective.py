@@ -189,6 +189,14 @@ class Objective:
             row |= term.row()
         return row
 
+    def may_end(self, history: Sequence[Row]) -> bool:
+        """Whether the training can end after these epochs, though they are not all.
+
+        Args:
+            history: the log so far; of several processes each has the same rows, but for scores.
+        """
+        return False
+
     def state(self) -> dict[str, Tensor]:
         """Tensors that a resumed run needs."""
         return self.framework.state() | self.pseudo_labels.state()

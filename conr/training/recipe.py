@@ -1,11 +1,14 @@
 """One stage's share of a training run: settings, schedules and seeds, as numbers that depend on the epoch only."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from conr.parameters.groups import Finetune, Optimizer, Pretrain, Views
-from conr.training.schedules import learning_rate, target_momentum
+from conr.parameters import Views
+from conr.parameters.groups import Finetune, Optimizer, Pretrain
+from conr.training.schedules import learning_rate, target_momentum, view_scale
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,19 @@ class Recipe:
     def noise_at(self, epoch: int) -> float:
         """Standard deviation of the noise in an epoch, counted from 0 within the stage."""
         return self.noise_std if self.first_epoch + epoch >= self.optimizer.warmup_epochs else 0.0
+
+    def view_size(self, epoch: int, image: Sequence[int]) -> tuple[int, int]:
+        """Height and width of views in an epoch, counted from 0 within the stage, from those of an image.
+
+        They are whole pixels. Any number fits the networks: convolutions are padded, and the last map is averaged.
+        """
+        scale = view_scale(self.first_epoch + epoch, self.views.resolution, self.optimizer.schedule_epochs)
+        height, width = (math.floor(scale * side + 0.5) for side in image)
+        return height, width
+
+    def view_sizes(self, image: Sequence[int]) -> list[tuple[int, int]]:
+        """The different sizes of views in the stage, in the order of its epochs."""
+        return list(dict.fromkeys(self.view_size(epoch, image) for epoch in range(self.settings.epochs)))
 
     def epoch_seed(self, epoch: int, stream: int = 0) -> int:
         """The seed of an epoch's random numbers: a function of seed, stage and epoch, and of nothing before it.

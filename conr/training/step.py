@@ -1,6 +1,7 @@
 """One training step: views → online and target networks → objective → update."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from conr.training.compiling import Parts, compiled_parts
 from conr.training.execution import Execution
 from conr.training.objective import Objective
 from conr.training.recipe import Recipe
+from conr.training.streaming import ReadAhead
 from conr.training.views import two_views
 
 
@@ -49,15 +51,16 @@ class TrainingStep:
         self.loss_sum = torch.zeros((), device=device)
         self.generators = [torch.Generator(device) for _ in range(2)]
         self._noise_std = 0.0
+        self._view_size = recipe.view_size(0, self.images.shape[1:3])
         self._rates = [torch.zeros((), device=device) for _ in self.learning_rates]
         self._bind_rates()
         self._indices = torch.zeros(size, dtype=torch.int64, device=device)
         self._world = World.current()
-        self._pixels: Tensor | None = None  # of this process's rows, if the images are not on the device
-        if self.images.device.type != device.type:
-            self._pixels = torch.zeros(
-                size // self._world.size, *self.images.shape[1:], dtype=torch.uint8, device=device
-            )
+        self._reader: ReadAhead | None = None
+        if self.compute.streams(self.images):
+            own = size // self._world.size
+            self._reader = ReadAhead(self.images, own, device)
+            self._pixels = torch.zeros(own, *self.images.shape[1:], dtype=torch.uint8, device=device)
         self._parts = Parts(two_views, self.model.networks)
         if execution.compiled and not self.observer.traces:
             pixels = torch.zeros(size, *self.images.shape[1:], dtype=torch.uint8, device=device)
@@ -69,22 +72,35 @@ class TrainingStep:
     @property
     def key(self) -> Hashable:
         """Whatever Python decides within a step."""
-        return self._noise_std, self.objective.key
+        return self._noise_std, self._view_size, self.objective.key
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, counted from 0 within the stage, after the objective has."""
         for stream, generator in enumerate(self.generators):
             generator.manual_seed(self.recipe.epoch_seed(epoch, stream))
         self._noise_std = self.recipe.noise_at(epoch)
+        self._view_size = self.recipe.view_size(epoch, self.images.shape[1:3])
         self.loss_sum.zero_()
         self.model.train()
 
-    def set(self, indices: Tensor, stored: Tensor, progress: float) -> None:
+    def with_pixels(self, batches: Tensor) -> Iterable[tuple[Tensor, Tensor | None]]:
+        """The indices of each batch, and if the images are streamed those of this process's rows, in host memory.
+
+        Args:
+            batches: (steps, B) int64 positions in the store, on the device.
+        """
+        if self._reader is None:
+            return zip(batches, repeat(None))
+        # Once per epoch: a copy to the host in every step would make it wait for the GPU.
+        stored = [self._world.rows(batch) for batch in batches.cpu()]
+        return zip(batches, self._reader.batches(stored), strict=True)
+
+    def set(self, indices: Tensor, pixels: Tensor | None, progress: float) -> None:
         """Say what the next call is about.
 
         Args:
             indices: (B,) int64 positions of the batch in the store, on the device.
-            stored: the same where the images are.
+            pixels: as of `with_pixels`.
             progress: epochs of the schedule so far, with a fraction.
         """
         self.observer.traced("batch", indices)
@@ -94,16 +110,16 @@ class TrainingStep:
         self.observer.traced("learning rates", self.learning_rates)
         self._target_weight.fill_(1 - self.recipe.target_momentum(progress))
         self._indices.copy_(indices)
-        if self._pixels is not None:
-            self._pixels.copy_(self.compute.batch(self.images, self._world.rows(stored)))
+        if pixels is not None:
+            self._pixels.copy_(pixels, non_blocking=True)
 
     def __call__(self) -> None:
         """Make a step."""
         traced = self.observer.traced
-        pixels = self.images[self._world.rows(self._indices)] if self._pixels is None else self._pixels
+        pixels = self.images[self._world.rows(self._indices)] if self._reader is None else self._pixels
         views, own = self.generators
-        crop_scale = self.recipe.settings.crop_scale
-        first, second = self._parts.views(pixels, self.recipe.views, crop_scale, views, self.observer)
+        settings, crop_scale = self.recipe.views, self.recipe.settings.crop_scale
+        first, second = self._parts.views(pixels, settings, crop_scale, views, self.observer, self._view_size)
         with self.compute.autocast():
             outputs = self.model(first, second, own, self._noise_std, self._parts.networks)
         traced("outputs", outputs)

@@ -53,7 +53,12 @@ class ViewParameters:
 
 
 def two_views(
-    images: Tensor, views: Views, crop_scale: float, generator: torch.Generator, observer: Observer = SILENT
+    images: Tensor,
+    views: Views,
+    crop_scale: float,
+    generator: torch.Generator,
+    observer: Observer = SILENT,
+    size: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Two independent random views of a batch.
 
@@ -66,9 +71,10 @@ def two_views(
         crop_scale: the smallest share of an image's area that a crop covers.
         generator: the source of randomness.
         observer: notified of the parameters, and of both views.
+        size: height and width of the views in pixels, H' and W'; None for those of the images.
 
     Returns:
-        Two (B, 3, H, W) float32 tensors with values in [0, 1].
+        Two (B, 3, H', W') float32 tensors with values in [0, 1].
     """
     pixels, world = to_pixels(images), World.current()
     batch, height, width, _ = images.shape
@@ -76,7 +82,7 @@ def two_views(
     for name in ("view 1", "view 2"):
         drawn = draw(batch * world.size, height, width, views, crop_scale, generator).rows(world)
         observer.traced(name, drawn)
-        pair.append(apply(pixels, drawn))
+        pair.append(apply(pixels, drawn, size))
     observer.traced("pixels", pair)
     return pair[0], pair[1]
 
@@ -122,17 +128,18 @@ def parameters_from(numbers: Tensor, height: int, width: int, views: Views, crop
     )
 
 
-def apply(pixels: Tensor, parameters: ViewParameters) -> Tensor:
+def apply(pixels: Tensor, parameters: ViewParameters, size: tuple[int, int] | None = None) -> Tensor:
     """One view of every image.
 
     Args:
         pixels: (B, 3, H, W) float32 in [0, 1].
         parameters: a row for each image.
+        size: H' and W' of the view; None for those of the image.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1].
+        (B, 3, H', W') float32 in [0, 1].
     """
-    view = resample(pixels, parameters.crop, parameters.flipped, parameters.angle)
+    view = resample(pixels, parameters.crop, parameters.flipped, parameters.angle, size)
     if parameters.brightness is not None:
         view = _blend(view, torch.zeros((), device=view.device), parameters.brightness)
     if parameters.contrast is not None:
@@ -146,8 +153,10 @@ def apply(pixels: Tensor, parameters: ViewParameters) -> Tensor:
     return view
 
 
-def resample(pixels: Tensor, crop: Tensor, flipped: Tensor, angle: Tensor) -> Tensor:
-    """Rotate, crop, resize to the original size and flip, in one bilinear resampling.
+def resample(
+    pixels: Tensor, crop: Tensor, flipped: Tensor, angle: Tensor, size: tuple[int, int] | None = None
+) -> Tensor:
+    """Rotate, crop, resize (by default to the original size) and flip, in one bilinear resampling.
 
     Equal to torchvision's `rotate` (bilinear, black outside), `resized_crop` and `hflip` wherever one of rotation and
     crop is the identity; where both act, one resampling loses less than torchvision's two.
@@ -157,14 +166,16 @@ def resample(pixels: Tensor, crop: Tensor, flipped: Tensor, angle: Tensor) -> Te
         crop: (B, 4) top, left, height, width in pixels.
         flipped: (B,) bool.
         angle: (B,) degrees, counter-clockwise.
+        size: H' and W' of the result in pixels; None for H and W.
 
     Returns:
-        (B, C, H, W).
+        (B, C, H', W').
     """
     height, width = pixels.shape[-2:]
+    rows_out, columns_out = size or (height, width)
     top, left, crop_height, crop_width = (column.unsqueeze(1) for column in crop.unbind(1))
-    rows = (torch.arange(height, device=pixels.device) + 0.5) / height
-    columns = (torch.arange(width, device=pixels.device) + 0.5) / width
+    rows = (torch.arange(rows_out, device=pixels.device) + 0.5) / rows_out
+    columns = (torch.arange(columns_out, device=pixels.device) + 0.5) / columns_out
     columns = torch.where(flipped.unsqueeze(1), 1 - columns, columns)
     # Pixel coordinates in the rotated image. Clamping keeps the crop's border from mixing with what lies outside.
     y = (top + rows * crop_height - 0.5).clamp(top, top + crop_height - 1) - (height - 1) / 2

@@ -93,7 +93,7 @@ def test_the_curves_are_drawn(ablated: Workspace) -> None:
 
 
 def test_finished_runs_are_not_repeated(ablated: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments, "Workers", lambda *_: pytest.fail("something is trained"))
+    monkeypatch.setattr(experiments, "executor", lambda *_: pytest.fail("something is trained"))
     before = (ablated.ablation / "table.md").read_text()
     runs = table(ablated.ablation / "runs.csv")
     assert ablate(ablated, tiny(SMALL), [1], rows=[7, 2], jobs=1).count("\n| ✓") == 2

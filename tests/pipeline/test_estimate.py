@@ -159,6 +159,32 @@ def test_the_learning_rate_of_trials_is_next_to_none_and_nothing_waits_for_a_war
     assert [own.framework.queue for own in given] == [199, 300], "fewer than the images of the trial"
 
 
+@pytest.mark.parametrize(("stage", "expected"), [("pretrain", (3 * 0.25 + 2 * 0.5) / 5), ("finetune", (0.5 + 1) / 2)])
+def test_steps_with_views_of_each_size_are_timed_and_count_as_often_as_they_come(
+    stage: str,
+    expected: float,
+    pretend: Callable[..., Pretended],
+    sorted_images: Callable[[int], Workspace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = pretend(stage, step=1.0)
+
+    def watched(workspace: Workspace, parameters: Any, observer: Observer) -> None:
+        assert parameters.finetune.patience == 0, "fresh networks stand still at this learning rate"
+        ((start, training.step),) = parameters.views.resolution  # seconds, in the place of a size
+        assert start == 0
+        training(workspace, parameters, observer)
+
+    monkeypatch.setattr(estimating, stage, watched)
+    # Of eight epochs of the schedule pretraining has the first five, ConNR the next two.
+    changes = {"pretrain.epochs": 5, "finetune.epochs": 2, "optimizer.schedule_epochs": 8, "finetune.patience": 1}
+    changes["views.resolution"] = [[0, 0.25], [3 / 8, 0.5], [6 / 8, 1.0]]
+    cost = try_out(stage, sorted_images(400), tiny({**PRETENDED, **changes}), tmp_path, SILENT, time.time())
+    assert cost.step == pytest.approx(expected)
+    assert cost.flops == FLOPS
+
+
 @pytest.mark.parametrize(("save", "share"), [(0.1, 0.1), (7.0, SAVING * 5.5)])
 def test_the_sums_of_a_cost(save: float, share: float) -> None:
     cost = Cost(

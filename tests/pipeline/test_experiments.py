@@ -14,9 +14,10 @@ from project import FINISHED, run_stages, tiny
 from conr.errors import UserError
 from conr.observer import SILENT, Observer
 from conr.parameters import Parameters
-from conr.pipeline import experiments
+from conr.pipeline import executors, experiments, trainings
 from conr.pipeline.ablation import ROWS
 from conr.pipeline.experiments import Experiment, Outcome, run_experiments
+from conr.pipeline.trainings import Training
 from conr.pipeline.workspace import Workspace
 from conr.training.checkpoints import Checkpoint
 from conr.training.log import read_log, write_log
@@ -55,10 +56,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     stages: list[str] = []
 
     class InThisProcess:
-        def __init__(
-            self, count: int, initializer: Callable[..., None], arguments: tuple[Any, ...], kill_on_error: bool
-        ) -> None:
-            initializer(*arguments)
+        def __init__(self, count: int, kill_on_error: bool) -> None:
+            pass
 
         def __enter__(self) -> "InThisProcess":
             return self
@@ -66,17 +65,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __exit__(self, *_: object) -> None:
             pass
 
-        def submit(self, function: Callable[..., None], run: Any, *arguments: object) -> Future[None]:
-            stages.append(run.stage)
+        def submit(self, function: Callable[..., None], training: Training, threads: int) -> Future[None]:
+            stages.append(training.stage)
             future: Future[None] = Future()
             try:
-                function(run, *arguments)
+                function(training, threads)
                 future.set_result(None)
             except Exception as error:
                 future.set_exception(error)
             return future
 
-    monkeypatch.setattr(experiments, "Workers", InThisProcess)
+    monkeypatch.setattr(executors, "Workers", InThisProcess)
     return stages
 
 
@@ -222,7 +221,7 @@ def test_a_killed_training_has_reported_its_epochs_and_resumes_after_the_saved_o
 def test_a_training_that_was_killed_between_its_end_and_its_scores_is_only_scored(
     own: Workspace, started: list[str], killed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, scored = experiments.score, 0
+    score, scored = trainings.score, 0
 
     def dies(*arguments: Any) -> dict[str, float]:
         nonlocal scored
@@ -231,27 +230,27 @@ def test_a_training_that_was_killed_between_its_end_and_its_scores_is_only_score
             raise SystemError("killed")
         return score(*arguments)
 
-    monkeypatch.setattr(experiments, "score", dies)
+    monkeypatch.setattr(trainings, "score", dies)
     with pytest.raises(SystemError):
         outcome_of(own, PARAMETERS)
     (weights,) = own.experiments.glob(f"{killed}-*/**/weights.safetensors")
     assert not list(own.experiments.glob(f"{killed}-*/scores.json"))
     trained = weights.read_bytes()
 
-    monkeypatch.setattr(experiments, "score", score)
-    trainings: list[str] = []
+    monkeypatch.setattr(trainings, "score", score)
+    trained_again: list[str] = []
     for stage in ("pretrain", "finetune"):
-        body = getattr(experiments, stage)
+        body = getattr(trainings, stage)
 
         def watched(*arguments: Any, stage: str = stage, body: Callable[..., Any] = body) -> Any:
-            trainings.append(stage)
+            trained_again.append(stage)
             return body(*arguments)
 
-        monkeypatch.setattr(experiments, stage, watched)
+        monkeypatch.setattr(trainings, stage, watched)
     started.clear()
     outcome = outcome_of(own, PARAMETERS)
     assert started == (["pretrain", "finetune"] if killed == "pretrain" else ["finetune"])
-    assert trainings == (["finetune"] if killed == "pretrain" else [])
+    assert trained_again == (["finetune"] if killed == "pretrain" else [])
     assert weights.exists() == (killed == "pretrain"), "nothing starts from a finished fine-tuning"
     if weights.exists():
         assert weights.read_bytes() == trained
@@ -276,7 +275,7 @@ def test_too_little_memory_on_the_gpu_is_one_message(
     def too_large(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(experiments, "pretrain", too_large)
+    monkeypatch.setattr(trainings, "pretrain", too_large)
     with pytest.raises(UserError, match=r"does not fit into the GPU's memory; lower .*batch_size.*--jobs"):
         outcome_of(own, PARAMETERS)
 
@@ -285,7 +284,7 @@ def test_a_failed_run_is_named(own: Workspace, started: list[str], monkeypatch: 
     def diverges(*_: object) -> None:
         raise UserError("the loss is not a finite number")
 
-    monkeypatch.setattr(experiments, "finetune", diverges)
+    monkeypatch.setattr(trainings, "finetune", diverges)
     with pytest.raises(UserError, match=r"^InC \+ LN, seed 3: the loss is not a finite number$"):
         outcome_of(own, PARAMETERS, ROWS[1], seed=3)
 
@@ -305,14 +304,13 @@ def test_trainings_that_can_run_side_by_side_share_the_threads(
 ) -> None:
     used: list[tuple[str, int]] = []
 
-    def train(run: Any, workspace: Workspace, threads: int, number: int) -> None:
-        used.append((run.stage, threads))
-        write_log(run.workspace.pretrained.log, [{"epoch": 1, "loss": 1.0}])
-        write_log(run.workspace.finetuned(run.parameters.seed).log, [{"epoch": 2, "loss": 1.0}])
-        run.scores_file.write_text('{"acc": 0.5}')
+    def train(training: Training, threads: int) -> None:
+        used.append((training.stage, threads))
+        write_log(training.files.log, [{"epoch": 1, "loss": 1.0}])
+        training.scores_file.write_text('{"acc": 0.5}')
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(experiments, "_train", train)
+    monkeypatch.setattr(executors, "train", train)
     run_experiments(own, PARAMETERS, ROWS[:2], seeds, jobs, SILENT)
     assert set(used) == {("pretrain", of_pretraining), ("finetune", of_finetuning)}
     assert len(used) == 3 * len(seeds)

@@ -268,7 +268,7 @@ def test_another_seed_gives_another_run(
 
 ALWAYS = {"epoch", "loss", "learning_rate", "feature_std", "seconds"}
 LABELED = {"acc", "nmi", "ari", "class_acc"}
-GROUP = {"candidate_fraction", "cluster_sizes", "size_entropy", "loss_group"}
+GROUP = {"candidate_fraction", "changed_assignments", "cluster_sizes", "size_entropy", "loss_group"}
 COLUMNS = {"pretrain": ALWAYS | {"loss_instance"}, "finetune": ALWAYS | GROUP}
 
 

@@ -97,6 +97,7 @@ VIEWS: dict[str, list[Switch]] = {
     "views.saturation": [Switch(0.8, "1.1 view 1 saturation")],
     "views.hue": [Switch(0.3, "1.1 view 1 hue"), Switch(0.0, "1.1 view 1 hue")],
     "views.grayscale": [Switch(0.6, "1.1 view 1 grayscale")],
+    "views.resolution": [Switch([[0, 0.75]], "1.1 pixels"), Switch([[0, 1]], NOTHING)],  # crops are those of the image
 }
 
 SCATTERED = {"pretrain.scattering": 0.1, "pretrain.prototypes": 4}
@@ -229,6 +230,7 @@ FINETUNE: dict[str, list[Switch] | str] = {
         Switch(3, "2.0 candidate fraction"),  # which takes longer to grow
         Switch(3, "3.0 centroids", ALL_SAMPLES),
     ],
+    "finetune.patience": ELSEWHERE,  # how many epochs there are: test_patience.py
     "finetune.batch_size": [Switch(16, "1.1 batch")],
     "finetune.crop_scale": [Switch(0.9, "1.1 view 1 crop")],
     "finetune.lr_scale": [Switch(1.0, "1.1 learning rate of encoder and projector")],

@@ -14,7 +14,7 @@ from conr.errors import Note
 from conr.models import resnet
 from conr.models.siamese import Siamese
 from conr.observer import SILENT, Observer
-from conr.parameters import FinetuneStage, Optimizer, PretrainStage
+from conr.parameters import FinetuneStage, Optimizer, PretrainStage, Views
 from conr.parameters.groups import Finetune, Framework, Pretrain
 from conr.refinement.objective import finetune
 from conr.training import loop
@@ -34,7 +34,9 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 }
 
 
-def train(stage: str, framework: str, graph: bool, observer: Observer = SILENT) -> tuple[Siamese, list[Row]]:
+def train(
+    stage: str, framework: str, graph: bool, observer: Observer = SILENT, resolution: Any = ()
+) -> tuple[Siamese, list[Row]]:
     """A training of which the first epoch is the warm-up; its rates rise and fall, and so do its candidates."""
     model = small_spec(framework=framework).build(seed=0)
     shared: dict[str, Any] = {
@@ -42,6 +44,7 @@ def train(stage: str, framework: str, graph: bool, observer: Observer = SILENT) 
         "precision": "float32",
         "optimizer": Optimizer(base_learning_rate=0.5, warmup_epochs=1, schedule_epochs=6, target_momentum=0.9),
         "framework": Framework(name=framework, queue=40),
+        "views": Views(resolution=list(resolution)),
     }
     own: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, **EVERYTHING[stage]}
     execution = Execution(graph=graph, one_forward=True, fused_optimizer=True)
@@ -78,6 +81,14 @@ def test_a_replayed_training_is_the_same_for_every_framework_and_with_every_term
     assert recorder.records == (2 if stage == "pretrain" else 1)
     assert recorder.replays == EPOCHS * COUNT // BATCH - recorder.records * WARM_UP
     assert_same(replayed, train(stage, framework, graph=False))
+
+
+@pytest.mark.parametrize("stage", EVERYTHING)
+def test_views_of_each_size_have_a_record_of_their_own(stage: str, recorder: CpuRecorder) -> None:
+    resolution = [[0, 0.5], [2 / 6, 0.75], [3 / 6, 1.0]]  # pretraining has two sizes, ConNR three
+    replayed = train(stage, "byol", graph=True, resolution=resolution)
+    assert recorder.records == 3  # pretraining has one more: after the warm-up
+    assert_same(replayed, train(stage, "byol", graph=False, resolution=resolution))
 
 
 def test_where_recording_fails_a_note_says_why_once_and_the_training_is_the_same(recorder: CpuRecorder) -> None:

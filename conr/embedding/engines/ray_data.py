@@ -8,13 +8,8 @@ task ends early, Ray runs its parts again; each part counts once, as results car
 """
 
 import logging
-import os
 import pickle
-import secrets
-import signal
-import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,12 +20,10 @@ import pyarrow as pa
 
 from conr.embedding.engines.images import Images, Pixels
 from conr.embedding.engines.local import Embedded
+from conr.embedding.engines.ray_cluster import cluster_address, connected
 from conr.embedding.session import PROVIDERS, open_session, run_batches
 from conr.errors import UserError, one_line
-from conr.processes import cores
 
-# Nothing is reported to Ray's makers, and errors reach the user as exceptions only.
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 WINDOW = 10_000  # parts that Ray is told of at a time
 
 
@@ -49,7 +42,10 @@ def embed_with_ray(
     Raises:
         UserError: Ray is not installed, there is no cluster at the address or none with such a device, or it gave up.
     """
-    with connected(address or os.environ.get("RAY_ADDRESS")) as ray:
+    with connected(cluster_address(address), "ray.data") as ray:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         actors, gpus = _actors(ray.cluster_resources(), device)
         for first in range(0, len(parts), WINDOW):
             window = parts[first : first + WINDOW]
@@ -91,55 +87,6 @@ def embedded(ray: Any, rows: list[dict[str, Any]], encoder: bytes, device: str, 
         num_cpus=0 if gpus else 1,
         num_gpus=gpus,
     )
-
-
-@contextmanager
-def connected(address: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster or started here; it ends with the block, but for a cluster or who had it before."""
-    if "ray" not in sys.modules:  # it reads the variables when it is imported
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        if address is None and "RAY_AUTH_MODE" not in os.environ:  # else it would write a token into the home folder
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise UserError("--engine ray needs Ray: pip install 'conr[ray]'") from error
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    had = ray.is_initialized()
-    try:
-        if not had:
-            handler = signal.getsignal(signal.SIGTERM)
-            _start(ray, address)
-            with suppress(ValueError):  # only the main thread has handlers, and only there Ray has replaced it
-                signal.signal(signal.SIGTERM, handler)
-        yield ray
-    finally:
-        if not had:
-            ray.shutdown()
-
-
-def _start(ray: Any, address: str | None) -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        try:
-            ray.init(address="local", num_cpus=cores(), include_dashboard=False, **quiet)
-        except Exception as error:  # Ray raises errors of no class of its own, such as that a node timed out
-            raise UserError(
-                f"Ray did not start on this machine ({one_line(error)}); run the same command when it is less busy, or "
-                "use --engine local"
-            ) from error
-        return
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--address {address}: no Ray cluster there ({one_line(error)}); start one with ray start --head, or leave "
-            "it out to use this machine"
-        ) from error
 
 
 def _actors(resources: dict[str, float], device: str) -> tuple[int, int]:

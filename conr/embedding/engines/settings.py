@@ -1,4 +1,4 @@
-"""Which engine embeds, and which share of the work is this process's own."""
+"""Which engine embeds or trains, and which share of the work is this process's own."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 
 @dataclass(frozen=True)
 class Engine:
-    """Where images are embedded. No engine changes the result.
+    """Where images are embedded, or an ablation's rows are trained. No engine changes the result.
 
     Attributes:
-        name: "local": in this process; "ray": by Ray Data (the extra ray), on this machine or a cluster.
+        name: "local": on this machine; "ray": by Ray (the extra ray), on this machine or a cluster.
         address: of a Ray cluster, such as "auto" or "10.0.0.1:6379"; None for a Ray of its own on this machine.
         shard: "i/n": only the i-th of n shares, from 1, which leaves shards for later; "merge": what n shares left is
             all there, and nothing is computed; None for all of the work.

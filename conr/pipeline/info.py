@@ -85,7 +85,7 @@ def _stage(workspace: Workspace, name: str, folder: Path, verify: bool, wrong: l
             state = INCOMPLETE
         saved = [path.stat().st_mtime for path in workspace.checkpoint("").glob(f"{name}-*/*")]
         if saved:
-            holds.append(f"a training that was stopped, saved {_local(max(saved))}")
+            holds.append(f"an unfinished training, saved {_local(max(saved))}")
     except (UserError, OSError) as error:
         state = DAMAGED
         wrong.append(str(error))

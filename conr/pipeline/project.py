@@ -45,7 +45,7 @@ def make(folder: Path, preset: str, git: bool = True) -> str:
         (folder / name / ".gitkeep").touch()
     if git:
         _run(folder, "git", "init", "--quiet")
-    _run(folder, sys.executable, "-m", "dvc", "init", "--quiet", *([] if git else ["--no-scm"]))
+    _run(folder, sys.executable, "-m", "dvc", "init", *([] if git else ["--no-scm"]))
     for name, value in SETTINGS:
         _run(folder, sys.executable, "-m", "dvc", "config", name, value)
     experiments = "\nBefore dvc exp run: git add --all && git commit -m project" if git else ""

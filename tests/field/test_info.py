@@ -53,7 +53,7 @@ def test_a_stage_that_was_stopped_is_not_complete(own: Workspace) -> None:
     left, wrong = info(own, verify=False)
     assert wrong == []
     assert (left[2].state, left[2].written) == ("incomplete", "")
-    assert left[2].holds.startswith("a training that was stopped, saved 19")
+    assert left[2].holds.startswith("an unfinished training, saved 19")
 
 
 def test_the_scores_that_git_keeps_are_no_results(tmp_path: Path) -> None:

@@ -123,6 +123,10 @@ def test_a_command_that_fails_is_named_with_its_error(tmp_path: Path, monkeypatc
     monkeypatch.setenv("GIT_CONFIG_COUNT", "none")
     with pytest.raises(UserError, match=f"^git init --quiet failed in {tmp_path}/photos: .*GIT_CONFIG_COUNT"):
         make(tmp_path / "photos", "digits")
+    (tmp_path / "config").write_text("[core")
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=f"dvc init --no-scm failed in {tmp_path}/others: ERROR: configuration error"):
+        make(tmp_path / "others", "digits", git=False)
 
 
 def test_the_pipeline_is_the_repository_s_without_its_code() -> None:

@@ -15,6 +15,7 @@ Batches of a quarter of the file, in turns, medians.
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,22 +43,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser(__doc__)
     flags.add_argument("--networks", nargs="*", choices=NETWORKS, default=["small", "digits"])
     flags.add_argument("--turns", type=int, default=5)
+    flags.add_argument("--steps", type=int, default=40, help="that are timed in each turn")
     flags.add_argument("--sizes", nargs="*", type=int, default=[32, 224], help="pixels of the images of the files")
     flags.add_argument("--bytes", type=int, default=2**30, help="of each file")
     flags.add_argument("--folder", type=Path, help="for the files, on the disk in question; they are deleted")
     given = flags.parse_args(arguments)
     print(head("network", "images", "images/s, wall", "images/s of processor time", "ratio, wall", "ratio, processor"))
     for network in given.networks:
-        print_rates(network, given.turns)
+        print_rates(network, given.turns, given.steps)
     print()
     print(head("pixels", "order", "images/s, wall", "processor µs an image"))
     for size in given.sizes:
         print_reading(size, given.bytes, given.turns, given.folder)
 
 
-def print_rates(network: str, turns: int) -> None:
+def print_rates(network: str, turns: int, steps: int) -> None:
     """Rows of a network."""
-    case = NETWORKS[network]
+    case = replace(NETWORKS[network], timed=steps)
     pixels = random_pixels(case.images, case.size)
     with TemporaryDirectory() as folder:
         np.save(Path(folder) / "images.npy", pixels)
@@ -96,6 +98,7 @@ def print_reading(size: int, total: int, turns: int, parent: Path | None) -> Non
         for first in range(0, count, 256):
             images[first : first + 256] = random.integers(0, 256, images[first : first + 256].shape, np.uint8)
         images.flush()
+        del images  # pages that are mapped stay in the cache
         cells = {name: partial(reading, path, whole) for name, whole in (("whole", total), ("shards", 0))}
         found = {name: np.median(turns.results, axis=0) for name, turns in in_turns(cells, turns).items()}
     for name, (speed, processor) in found.items():

@@ -51,7 +51,7 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer) -
         costs = cost.estimate(workspace, parameters, observer)
     finally:
         show_cursor()
-    on_gpu = costs["finetune"].device_memory is not None
+    on_gpu = costs["pretrain"].device_memory is not None
     device = torch.cuda.get_device_name() if on_gpu else f"the CPU (threads: {torch.get_num_threads()})"
     free = shutil.disk_usage(workspace.scratch).free
     return "\n".join(["", *cost.report(costs, device, free, machine_memory())])

@@ -106,6 +106,8 @@ class Cost:
 def estimate(workspace: Workspace, parameters: Parameters, observer: Observer = SILENT) -> dict[str, Cost]:
     """Try pretrain and finetune on the packed store, each in a process of its own, and delete what they write.
 
+    finetune without epochs (finetune.epochs: 0) is left out.
+
     Raises:
         UserError: there is no store, parameters do not fit the images, or memory is too small.
     """
@@ -115,12 +117,13 @@ def estimate(workspace: Workspace, parameters: Parameters, observer: Observer = 
         raise UserError(
             f"network.backbone = {parameters.network.backbone} stays as it is: there is no training to time"
         )
+    stages = ["pretrain", "finetune"] if parameters.finetune.epochs else ["pretrain"]
     most = min(parameters.candidates[-1], manifest.train_count)
     parameters = fit_batches(parameters.changed({"clusters": most}), manifest)
     workspace.scratch.mkdir(parents=True, exist_ok=True)
     costs = {}
     with TemporaryDirectory(prefix="estimate-", dir=workspace.scratch) as folder:
-        for stage in ("pretrain", "finetune"):
+        for stage in stages:
             try:
                 with Workers(1, kill_on_error=True) as pool:
                     trial = pool.submit(try_out, stage, workspace, parameters, Path(folder), observer, time.time())
@@ -265,13 +268,14 @@ def report(costs: Mapping[str, Cost], device: str, free: int, memory: int) -> li
         cells = [f"{cost.images:,}", f"{cost.steps:,}", *(f"{number:,.3g}" for number in numbers)]
         taken = str(timedelta(seconds=round(cost.seconds)))
         rows.append([stage, *cells, f"{cost.runs} × {cost.epochs}", taken, decimal(cost.memory), gpu])
-    runs, total = costs["finetune"].runs, timedelta(seconds=round(sum(cost.seconds for cost in costs.values())))
+    last, total = [*costs.values()][-1], timedelta(seconds=round(sum(cost.seconds for cost in costs.values())))
     # finetune keeps a checkpoint per seed until it ends, and writes a new one beside the old.
-    needed = (runs + 1) * costs["finetune"].disk
+    needed = (last.runs + 1) * last.disk
+    trainings = f"one pretraining and {last.runs} of finetune" if "finetune" in costs else "one pretraining"
     lines = [
         *aligned(rows),
         "",
-        f"total    {total} (h:min:s) for one pretraining and {runs} of finetune, on {device}",
+        f"total    {total} (h:min:s) for {trainings}, on {device}",
         f"disk     {decimal(needed)} for weights and checkpoints; {decimal(free)} are free",
         *NOTES,
     ]

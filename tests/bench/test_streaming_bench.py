@@ -11,9 +11,9 @@ pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("one_thread")]
 def test_every_way_has_a_row_beside_images_in_memory(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toy = replace(streaming.NETWORKS["digits"], batch=32, images=160, skipped=1, timed=2)
+    toy = replace(streaming.NETWORKS["digits"], batch=32, images=160, skipped=1)
     monkeypatch.setitem(streaming.NETWORKS, "digits", toy)
-    streaming.main(["--networks", "digits", "--turns", "1", "--sizes", "8", "--bytes", "200000"])
+    streaming.main(["--networks", "digits", "--turns", "1", "--steps", "2", "--sizes", "8", "--bytes", "200000"])
     lines = [text.strip("| ").split(" | ") for text in capsys.readouterr().out.splitlines()]
     rows, read = lines[2:5], lines[8:]
     assert [row[:2] for row in rows] == [["digits", way] for way in ("in memory", "memory-mapped", "read ahead")]

@@ -207,6 +207,13 @@ def test_the_sums_of_a_cost(save: float, share: float) -> None:
     assert cost.seconds == pytest.approx(6.0 + 3 * (4.0 + 40 * (5.0 + 0.5 + share)))
 
 
+def test_without_epochs_of_finetune_only_the_pretraining_is_timed(workspace: Workspace) -> None:
+    text = beside.estimate(workspace, tiny({"pretrain.epochs": 5, "finetune.epochs": 0}), SILENT)
+    assert cells(text, "pretrain")[6] == "1 × 5"
+    assert "finetune" not in text.split("\ntotal")[0]
+    assert " for one pretraining, on the CPU" in cells(text, "total")[1]
+
+
 def cells(text: str, row: str) -> list[str]:
     """The cells of a row of the table."""
     line = next(line for line in text.splitlines() if line.startswith(f"{row} "))

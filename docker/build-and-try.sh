@@ -150,8 +150,8 @@ try_cluster() {
   check "the same command finishes it" run pipeline "${options[@]}" conr cluster /photos
   check "the root is unchanged" root_is_unchanged
   check "nothing else was written, all of it by user 1000" wrote_only "$project" conr-photos
-  check "the project holds what a project holds" wrote_only "$made" .conr .dvc .dvcignore .gitignore artifacts \
-    cluster_names.csv dvc.lock dvc.yaml params.yaml results
+  check "the project holds what a project holds" wrote_only "$made" .conr .dvc .dvcignore .gitignore artifacts backbones \
+    cluster_names.csv dvc.lock dvc.yaml images params.yaml results
   check "the results are there" ls "$made"/results/{assignments.csv,assignments.parquet,clusterer.onnx,report.html}
   check "every file is what was written (conr info --verify)" \
     run pipeline --volume "$project:/work" --workdir /work/conr-photos -- conr info --verify
@@ -159,22 +159,24 @@ try_cluster() {
 }
 
 try_digits() {
-  local options=(--volume "$digits:/conr" --) dvc=("dvc" "repro")
+  local options=(--volume "$digits:/conr" --) saved=$digits/.conr/checkpoints
   step "dvc repro of the digits in the image pipeline: stopped, killed, resumed"
   git clone --quiet . "$digits"
-  sed -i -E 's/^(  epochs: ).*/\18/; s/^(  schedule_epochs: ).*/\18/; s/^(  warmup_epochs: ).*/\11/' "$digits/params.yaml"
+  sed -i -E 's/^(  epochs: ).*/\18/; s/^(  schedule_epochs: ).*/\116/; s/^(  warmup_epochs: ).*/\11/' "$digits/params.yaml"
   chown -R 1000:1000 "$digits"
-  check "a stop ends it after an epoch" ended_with 255 stop "$digits/.conr/checkpoints" pipeline "${options[@]}" "${dvc[@]}"
+  check "a stop ends it after an epoch" ended_with 255 stop "$saved" pipeline "${options[@]}" dvc repro
   check "and it says how to resume" grep -q "run the same command to resume" <(podman logs try 2>&1)
-  check "a kill ends it after another epoch" \
-    ended_with 137 KILL "$digits/.conr/checkpoints" pipeline "${options[@]}" "${dvc[@]}"
-  check "the same command finishes it" run pipeline "${options[@]}" "${dvc[@]}"
+  check "a kill ends it after another epoch" ended_with 137 KILL "$saved" pipeline "${options[@]}" dvc repro
+  check "the same command finishes it" run pipeline "${options[@]}" dvc repro
   check "the root is unchanged" root_is_unchanged
+  rm "$digits/.dvc/tmp/rwlock"
+  check "without DVC's lock of the killed one, another command works" run pipeline "${options[@]}" dvc repro --force prepare
   check "both trainings have all epochs" \
     diff <(printf '9\n9\n') <(sed -s -n '$=' "$digits"/artifacts/pretrain/log.csv "$digits"/artifacts/finetune/0/log.csv)
-  check "all stages are up to date" grep -q "up to date" <(run pipeline "${options[@]}" "${dvc[@]}" 2>&1)
+  check "all stages are up to date" grep -q "up to date" <(run pipeline "${options[@]}" dvc repro 2>&1)
+  check "the results are there" ls "$digits"/results/{assignments.csv,assignments.parquet,clusterer.onnx,report.html}
   check "every file is what was written (conr info --verify)" run pipeline "${options[@]}" conr info --verify
-  check "git sees the results only" diff <(printf '%s\n' .conr/ artifacts/ dvc.lock params.yaml results/) \
+  check "git sees the results only" diff <(printf '%s\n' .conr/ .dvc/{cache,tmp}/ artifacts/ dvc.lock params.yaml results/) \
     <(git -c safe.directory='*' -C "$digits" status --porcelain --ignored | cut -c4- | sed 's,^results/.*,results/,' | sort -u)
   check "all of it belongs to user 1000" diff /dev/null <(find "$digits" ! -uid 1000)
   check "jemalloc is loaded" run pipeline "${options[@]}" grep -q jemalloc /proc/self/maps

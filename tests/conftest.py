@@ -17,6 +17,8 @@ from together import Peers
 from conr.pipeline.workspace import Workspace
 from conr.report.page import Report
 
+os.environ["DVC_NO_ANALYTICS"] = "1"  # each of its commands would start a process that reports it
+
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first process of a session makes, for the others beside it, too. Not to be written to."""

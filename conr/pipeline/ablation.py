@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from conr.data.store import open_store
+from conr.embedding.engines.ray_cluster import cluster_address
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.errors import UserError
 from conr.evaluation.scores import SCORES, MeanStd
@@ -92,8 +93,9 @@ def ablate(
     compared = {name: [outcome.curve for outcome in outcomes[name]] for name in (chosen[0].name, chosen[-1].name)}
     save(score_curves_figure(compared), workspace.ablation / "curves.png")
     lines = table(outcomes, benchmark(store.manifest, parameters.number), seeds)
-    device = Compute.choose(parameters.device, "float32").device
-    text = "\n".join([*lines, "", f"Last run on {machine(device)}."])
+    cluster = cluster_address(engine.address) if engine.name == "ray" else None
+    where = f"the Ray cluster {cluster}" if cluster else machine(Compute.choose(parameters.device, "float32").device)
+    text = "\n".join([*lines, "", f"Last run on {where}."])
     write_text(workspace.ablation / "table.md", text + "\n")
     return text
 

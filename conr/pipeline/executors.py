@@ -11,7 +11,6 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from socket import gethostname
 from typing import Any
 
@@ -62,7 +61,7 @@ def executor(engine: Engine, jobs: int, device: str) -> AbstractContextManager[E
     Raises:
         UserError: Ray cannot be used, a training failed, was killed (with Ray, several times), or memory is too small.
     """
-    return (_local if engine.name == "local" else partial(_on_ray, engine))(jobs, device)
+    return _local(jobs, device) if engine.name == "local" else _on_ray(engine, jobs, device)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ SHARD, SHARDS = 2**26, 64  # bytes of a shard; so many are shuffled together
 def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
     """The order of an epoch: a permutation of the (N, H, W, 3) images, (N,) int64 on the generator's device.
 
-    More images than `WHOLE` are shuffled by shards, which are contiguous in the file, and within groups of shards: an
-    epoch then reads the file in large pieces, and needs one group in memory at a time. The order depends on the
+    More images than `WHOLE` are shuffled by shards, which are contiguous in the file, and within groups of shards: what
+    the system reads ahead is then used while it is in memory, which has to hold a group. The order depends on the
     generator's state and the size of the images only, not on the machine.
     """
     count, device = len(images), generator.device

@@ -1,4 +1,4 @@
-"""The table of bench/streaming.py at toy size."""
+"""The tables of bench/streaming.py at toy size."""
 
 from dataclasses import replace
 
@@ -13,8 +13,10 @@ def test_every_way_has_a_row_beside_images_in_memory(
 ) -> None:
     toy = replace(streaming.NETWORKS["digits"], batch=32, images=160, skipped=1, timed=2)
     monkeypatch.setitem(streaming.NETWORKS, "digits", toy)
-    streaming.main(["--networks", "digits", "--turns", "1"])
-    rows = [row.strip("| ").split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    streaming.main(["--networks", "digits", "--turns", "1", "--sizes", "8", "--bytes", "200000"])
+    lines = [text.strip("| ").split(" | ") for text in capsys.readouterr().out.splitlines()]
+    rows, read = lines[2:5], lines[8:]
     assert [row[:2] for row in rows] == [["digits", way] for way in ("in memory", "memory-mapped", "read ahead")]
+    assert [row[:2] for row in read] == [["8", "whole"], ["8", "shards"]]
     assert rows[0][-2:] == ["1.000", "1.000"]
-    assert all(float(cell.replace(",", "")) > 0 for row in rows for cell in row[2:])
+    assert all(float(cell.replace(",", "")) > 0 for row in rows + read for cell in row[2:])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_this_process import InThisProcess
 from project import FINISHED, run_stages, tiny
 
 from conr.errors import UserError
@@ -55,27 +56,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stages of the trainings that have been started; they run in this process."""
     stages: list[str] = []
 
-    class InThisProcess:
-        def __init__(self, count: int, kill_on_error: bool) -> None:
-            pass
-
-        def __enter__(self) -> "InThisProcess":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
+    class Watched(InThisProcess):
         def submit(self, function: Callable[..., None], training: Training, threads: int) -> Future[None]:
             stages.append(training.stage)
-            future: Future[None] = Future()
-            try:
-                function(training, threads)
-                future.set_result(None)
-            except Exception as error:
-                future.set_exception(error)
-            return future
+            return super().submit(function, training, threads)
 
-    monkeypatch.setattr(executors, "Workers", InThisProcess)
+    monkeypatch.setattr(executors, "Workers", Watched)
     return stages
 
 

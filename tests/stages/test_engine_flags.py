@@ -28,6 +28,7 @@ def called(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         (["pretrain", "--engine", "ray"], Engine("ray")),
         (["assign", ".", "--engine", "ray", "--address", "auto", "--shard", "merge"], Engine("ray", "auto", "merge")),
         (["cluster", ".", "--engine", "ray"], Engine("ray")),
+        (["ablate", "--engine", "ray", "--address", "10.0.0.1:6379"], Engine("ray", "10.0.0.1:6379")),
     ],
 )
 def test_flags_make_an_engine(called: list[Any], arguments: list[str], expected: Engine) -> None:

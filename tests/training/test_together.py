@@ -12,6 +12,7 @@ from torch import Tensor
 from conr import frameworks
 from conr.parameters import FinetuneStage, Optimizer, PretrainStage, Views
 from conr.parameters.groups import Finetune, Framework, Pretrain
+from conr.refinement import objective
 from conr.refinement.objective import finetune
 from conr.training import weights
 from conr.training.execution import Execution
@@ -24,7 +25,9 @@ COUNT, BATCH, EPOCHS, CLUSTERS = 60, 12, 2, 4  # of a stage: 10 steps
 LABELS = np.random.default_rng(1).integers(-1, CLUSTERS, COUNT)
 
 
-def trained(framework: str, bn_group: int, execution: Execution) -> tuple[dict[str, Tensor], list[Row]]:
+def trained(
+    framework: str, bn_group: int, execution: Execution, patience: int = 0
+) -> tuple[dict[str, Tensor], list[Row]]:
     """Weights and log after all terms of both stages, by networks that compute in float64; the losses are float32."""
     optimizer = Optimizer(base_learning_rate=0.5, warmup_epochs=1, schedule_epochs=8, target_momentum=0.9)
     shared: dict[str, Any] = {
@@ -47,7 +50,7 @@ def trained(framework: str, bn_group: int, execution: Execution) -> tuple[dict[s
         k1=5,
         k2=2,
         fr=0.55,
-        finetune=Finetune(**own, instance=0.5, boost=0.3, boost_neighbors=3),
+        finetune=Finetune(**own, patience=patience, instance=0.5, boost=0.3, boost_neighbors=3),
     )
     log += finetune(model, images, LABELS, second, EPOCHS, Unsaved(), execution=execution)
     return model.state_dict(), [{k: v for k, v in row.items() if k not in ("seconds", "cluster_sizes")} for row in log]
@@ -67,3 +70,14 @@ def test_weights_and_log_are_those_of_one_process(
         for found, _ in results:
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
         assert results[0][1] == [pytest.approx(row, rel=1e-6, abs=1e-6) for row in log]
+
+
+def epochs_until_an_early_end() -> int:
+    """Of both stages, if any change of the clusters counts as none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "MOVING", 2.0)
+        return len(trained("byol", 0, Execution(), patience=1)[1])
+
+
+def test_all_processes_end_early_after_the_same_epoch(peers: Peers) -> None:
+    assert peers.call(2, epochs_until_an_early_end) == [EPOCHS + 1] * 2

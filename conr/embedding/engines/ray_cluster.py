@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from conr.processes import cores
 
 # Nothing is reported to Ray's makers, and errors reach the user as exceptions only.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+CONNECTING = 10.0  # seconds
 
 
 def cluster_address(asked: str | None) -> str | None:
@@ -49,13 +51,27 @@ def connected(address: str | None, *parts: str) -> Iterator[Any]:
     try:
         if not had:
             handler = signal.getsignal(signal.SIGTERM)
-            _start(ray, address)
+            with _no_stderr():
+                _start(ray, address)
             with suppress(ValueError):  # only the main thread has handlers, and only there Ray has replaced it
                 signal.signal(signal.SIGTERM, handler)
         yield ray
     finally:
         if not had:
             ray.shutdown()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Let nothing be written to standard error: Ray's compiled code writes there that it was told to be quiet."""
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _start(ray: Any, address: str | None) -> None:
@@ -70,9 +86,21 @@ def _start(ray: Any, address: str | None) -> None:
             ) from error
         return
     try:
+        _check_listens(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"--address {address}: no Ray cluster there ({one_line(error)}); start one with ray start --head, or leave "
             "it out to use this machine"
         ) from error
+
+
+def _check_listens(address: str) -> None:
+    """Refuse a host and a port where nobody listens, which Ray would try for two minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.partition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECTING).close()

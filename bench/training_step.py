@@ -66,9 +66,10 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def parameters(self) -> Parameters:
-        """The preset with the batch and the changes."""
+        """The preset with the batch, all threads (what just ended may still keep a core busy) and the changes."""
         batch = {f"{stage}.batch_size": self.batch for stage in TRAININGS}
-        return load_preset(self.preset).changed({**batch, **self.changes})
+        threads = {"training.threads": torch.get_num_threads()}
+        return load_preset(self.preset).changed({**batch, **threads, **self.changes})
 
     def variant(self, stage: str, execution: Execution, watch: Observer) -> None:
         """Train fresh networks with a variant of the step, until the watch ends it."""

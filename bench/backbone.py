@@ -7,6 +7,7 @@
 - batches of 32: likewise.
 - network alone: likewise on the same batches as float32 that is resized and preprocessed, without the projection.
 - int8: conr's loop with the int8 file.
+- bfloat16: conr's loop with OpenVINO, if it is installed and the processor computes in bfloat16.
 
 Images are smooth with some noise; decoding is not part of it. The calls take turns. A ratio is the median of those of
 each turn, by the clock and by processor time: other work on the machine meets both halves of a pair.
@@ -26,17 +27,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from conr.embedding.appending import append_projection
+from conr.embedding.bfloat16 import open_embedder, settle_precision
 from conr.embedding.conversion import converted
 from conr.embedding.frozen import prepare, write_frozen_encoder
 from conr.embedding.int8 import quantize
 from conr.embedding.network import ImageNetwork, open_network
 from conr.embedding.projection import fit_projection
-from conr.embedding.session import INPUT, Properties, batch_size, embed, open_session
+from conr.embedding.session import INPUT, PROVIDERS, Properties, batch_size, embed, open_session
 from conr.models.backbones import Backbone, parse_backbone, weights_file
 from conr.processes import cores
 
 DIMENSION, LARGE_BATCH = 128, 32
-PAIRS = (("conr", "same batches"), ("conr", "batches of 32"), ("conr", "network alone"), ("int8", "conr"))
+PAIRS = (
+    ("conr", "same batches"),
+    ("conr", "batches of 32"),
+    ("conr", "network alone"),
+    ("int8", "conr"),
+    ("bfloat16", "conr"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,12 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(line(name, f"{given.images / turns.seconds:.1f}", f"{processor:.2f}"))
     print("\n" + head("ratio of rates", "wall", "processor"))
     for first, second in PAIRS:
-        print(line(f"{first} / {second}", *(f"{value:.2f}" for value in ratios(found[first], found[second]))))
+        if first in found:
+            print(line(f"{first} / {second}", *(f"{value:.2f}" for value in ratios(found[first], found[second]))))
 
 
 def calls(backbone: Backbone, images: NDArray[np.uint8], folder: Path) -> dict[str, Callable[[], Any]]:
     """What is compared, each for all images."""
     encoder, int8 = write_encoder(backbone, images, folder), folder / "int8.onnx"
+    half = write_encoder(backbone, images, folder, "auto")
     quantize(encoder, images, int8)
     session, quantized, plain = (
         open_session(encoder, "cpu"),
@@ -71,20 +81,25 @@ def calls(backbone: Backbone, images: NDArray[np.uint8], folder: Path) -> dict[s
     network = network_of(backbone, images.shape[1])
     alone, pixels = on_all_cores(network.model), prepared(images, network)
     small, in_memory = batch_size(session, images.shape[1]), np.array(images)
-    return {
+    ways = {
         "conr": lambda: embed(session, images, folder / "embeddings.npy"),
         "same batches": lambda: in_batches(plain, INPUT, in_memory, small),
         "batches of 32": lambda: in_batches(plain, INPUT, in_memory, LARGE_BATCH),
         "network alone": lambda: in_batches(alone, network.input, pixels, small),
         "int8": lambda: embed(quantized, images, folder / "embeddings.npy"),
     }
+    in_bfloat16 = open_embedder(half, "cpu")
+    if in_bfloat16.get_providers() == [PROVIDERS["openvino"]]:
+        ways["bfloat16"] = lambda: embed(in_bfloat16, images, folder / "embeddings.npy")
+    return ways
 
 
-def write_encoder(backbone: Backbone, images: NDArray[np.uint8], folder: Path) -> Path:
+def write_encoder(backbone: Backbone, images: NDArray[np.uint8], folder: Path, precision: str = "float32") -> Path:
     """The file that stage pretrain writes: images → unit vectors."""
-    raw, path = folder / "raw.onnx", folder / "encoder.onnx"
+    raw, path = folder / "raw.onnx", folder / f"{precision}.onnx"
     write_frozen_encoder(backbone, images.shape[1], raw)
-    embed(open_session(raw, "cpu"), images, folder / "features.npy")
+    settle_precision(raw, precision, "cpu", images)
+    embed(open_embedder(raw, "cpu"), images, folder / "features.npy")
     projection = fit_projection(np.load(folder / "features.npy"), DIMENSION)
     append_projection(raw, projection, path, Properties(image_size=images.shape[1]))
     return path

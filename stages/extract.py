@@ -16,6 +16,8 @@ def run(workspace: Workspace, parameters: ExtractStage, engine: Engine, observer
         return f"share {engine.shard} is in {', '.join(map(str, folders))}; run conr extract after all of them"
     done = extract(workspace, parameters, observer, engine)
     checked = "equal to PyTorch's"
+    if done.precision == "bfloat16":
+        checked = "in bfloat16"
     if done.similarity is not None:
         checked = f"int8, mean cosine similarity {done.similarity:.4f} to float32, which equals PyTorch's"
     return (

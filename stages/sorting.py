@@ -42,8 +42,8 @@ def assign(
     )
     clusters = len(np.unique(done.assignment.clusters))
     lines = [f"{counted(len(done.files), 'image')} in {counted(clusters, 'cluster')}, listed in {output.resolve()}"]
-    if done.precision == "int8":
-        lines.append("by an int8 encoder (extract.precision)")
+    if done.precision != "float32":
+        lines.append(f"by an encoder in {done.precision}")
     if sort_into is not None:
         lines.append(f"{DONE[link]} one folder per cluster in {sort_into.resolve()}")
     if done.broken:

@@ -16,6 +16,7 @@ from conr.errors import UserError
 from conr.files import atomic_file
 
 CHECKED_BATCH_SIZES = (1, 2)
+INHERITED = ("backbone", "preprocessing", "precision")  # of an encoder, by what is made of it
 TOLERANCE = 1e-4  # largest difference of an element of a unit vector
 
 Reference = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -28,7 +29,7 @@ def append_projection(encoder: Path, projection: Projection, path: Path, facts: 
         encoder: the file that `conr.embedding.frozen.write_frozen_encoder` wrote.
         projection: from features to unit vectors.
         path: the file to write: uint8 images → `OUTPUT`, (B, D) float32.
-        facts: image size, fit and precision to store in it; backbone and preprocessing are those of the encoder.
+        facts: image size and fit to store in it; backbone, preprocessing and precision are those of the encoder.
 
     Raises:
         UserError: the encoder is missing or damaged, or the file computes something else; nothing is left under `path`.
@@ -101,7 +102,7 @@ def _append(
     nodes.put_behind(graph)
     del graph.output[:]
     graph.output.append(declare(OUTPUT, TensorProto.FLOAT, ("batch", dimension)))
-    facts = facts.model_copy(update={"backbone": stored.backbone, "preprocessing": stored.preprocessing})
+    facts = facts.model_copy(update={name: getattr(stored, name) for name in INHERITED})
     onnx.helper.set_model_props(model, {"conr": facts.model_dump_json()})
     with atomic_file(path) as temporary:
         temporary.write_bytes(model.SerializeToString())

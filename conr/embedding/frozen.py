@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from conr.embedding.conversion import converted
 from conr.embedding.network import ImageNetwork, open_network
-from conr.embedding.nodes import NETWORK, Nodes, declare, pool, preprocess, resize_matrix
+from conr.embedding.nodes import BEFORE, BEHIND, NETWORK, Nodes, declare, pool, preprocess, resize_matrix
 from conr.embedding.session import INPUT, Properties, open_session
 from conr.errors import UserError, one_line
 from conr.files import atomic_file
@@ -98,7 +98,7 @@ def pooled(output: NDArray[np.generic], layout: str, name: str) -> NDArray[np.fl
 def _compose(network: ImageNetwork, image_size: int, features: int, rank: int) -> onnx.ModelProto:
     model = onnx.compose.add_prefix(network.with_any_batch().model, NETWORK)
     graph, card = model.graph, network.preprocessing
-    before, behind = Nodes(graph, "preprocessing"), Nodes(graph, "pooling")
+    before, behind = Nodes(graph, BEFORE), Nodes(graph, BEHIND)
     preprocess(before, INPUT, image_size, card, network.kind, f"{NETWORK}{network.input}")
     pool(behind, f"{NETWORK}{network.output}", rank, card.layout, FEATURES)
     before.put_before(graph)

@@ -152,11 +152,12 @@ def _choose_output(model: onnx.ModelProto, output: str | None, name: str) -> str
     del graph.output[:]
     graph.output.append(kept)
     del graph.value_info[:]
-    _prune(graph, chosen)
+    prune(graph, chosen)
     return chosen
 
 
-def _prune(graph: onnx.GraphProto, output: str) -> None:
+def prune(graph: onnx.GraphProto, output: str) -> None:
+    """Remove the nodes and weights that a value does not need."""
     needed, kept = {output}, []
     for node in reversed(graph.node):  # sorted: a node stands behind those that it needs
         if needed & set(node.output):

@@ -16,6 +16,7 @@ from conr.models.backbones import Preprocessing
 
 OLDEST_OPSET = 8
 NETWORK = "network/"  # what the names of nodes of a frozen network begin with
+BEFORE, BEHIND = "preprocessing", "pooling"  # what is put before it, and first behind it
 TINY = 1e-12  # least length that a vector is divided by, as in torch.nn.functional.normalize
 
 
@@ -142,6 +143,6 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def declare(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoProto:
-    """The declaration of an input or output of a graph."""
-    return onnx.helper.make_tensor_value_info(name, kind, list(shape))
+def declare(name: str, kind: int, shape: Sequence[int | str] | None) -> onnx.ValueInfoProto:
+    """The declaration of an input or output of a graph; a shape of None is not said."""
+    return onnx.helper.make_tensor_value_info(name, kind, shape)

@@ -2,10 +2,11 @@
 
 import io
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, redirect_stdout, suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -19,9 +20,25 @@ from conr.observer import SILENT, Observer
 from conr.processes import cores
 
 INPUT, OUTPUT = "images", "embeddings"
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "openvino": "OpenVINO"}
 # Images in a batch, up to 32 pixels (inside the network); of larger ones fewer, so that it takes no more memory.
-BATCH = {PROVIDERS["cpu"]: 128, PROVIDERS["cuda"]: 512}
+BATCH = {PROVIDERS["cpu"]: 128, PROVIDERS["cuda"]: 512, PROVIDERS["openvino"]: 128}
+
+
+class Session(Protocol):
+    """What embedding asks of an opened encoder: some methods of onnxruntime's InferenceSession."""
+
+    def run(self, outputs: None, inputs: dict[str, NDArray[np.uint8]], /) -> list[Any]:
+        """The outputs for a batch of images."""
+
+    def get_providers(self) -> Sequence[str]:
+        """What computes, first; one of `PROVIDERS`."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """The outputs, with name and shape."""
+
+    def get_modelmeta(self) -> Any:
+        """What is stored beside the graph."""
 
 
 def open_session(path: Path, device: str) -> onnxruntime.InferenceSession:
@@ -74,7 +91,7 @@ class Properties(BaseModel):
     Attributes:
         image_size: height and width of its images.
         fit: how an image that is not square becomes so.
-        precision: number format, float32 or int8.
+        precision: number format, float32, bfloat16 or int8.
         backbone: value of network.backbone, if a frozen network is inside.
         preprocessing: what that network needs its images to look like; it is done inside.
     """
@@ -88,33 +105,31 @@ class Properties(BaseModel):
     preprocessing: Preprocessing | None = None
 
 
-def properties(session: onnxruntime.InferenceSession) -> Properties:
+def properties(session: Session) -> Properties:
     """What `conr.embedding.export.export` stored beside the graph."""
     return Properties.model_validate_json(session.get_modelmeta().custom_metadata_map.get("conr", "{}"))
 
 
-def batch_size(session: onnxruntime.InferenceSession, image_size: int) -> int:
+def batch_size(session: Session, image_size: int) -> int:
     """How many images `infer` passes to an encoder at a time: on the CPU 128 of up to 32 pixels, 2 of 224."""
     most, inside = BATCH[session.get_providers()[0]], properties(session).preprocessing
     pixels = max(image_size, inside.size if inside else 0)
     return max(1, min(most, most * 32**2 // pixels**2))
 
 
-def run_batches(session: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def run_batches(session: Session, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(B, D) float32 embeddings of (B, S, S, 3) images, a batch after the other in this thread."""
     size = batch_size(session, images.shape[1])
     batches = [_run(session, images[first : first + size]) for first in range(0, len(images), size)]
     return np.concatenate([np.empty((0, session.get_outputs()[0].shape[1]), np.float32), *batches])
 
 
-def _run(session: onnxruntime.InferenceSession, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _run(session: Session, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
     rows: NDArray[np.float32] = session.run(None, {INPUT: np.ascontiguousarray(batch)})[0]
     return rows
 
 
-def infer(
-    session: onnxruntime.InferenceSession, arrays: Iterable[NDArray[np.uint8]]
-) -> Generator[NDArray[np.float32], None, None]:
+def infer(session: Session, arrays: Iterable[NDArray[np.uint8]]) -> Generator[NDArray[np.float32], None, None]:
     """Embeddings of all images in order, several batches at a time in threads (onnxruntime releases Python's lock).
 
     While the caller uses a result or makes the next array the threads continue, but no further than two batches each:
@@ -128,7 +143,7 @@ def infer(
     Yields:
         (B, D) float32 rows of B images: unit vectors, or what else the file's only output is.
     """
-    workers = cores() if session.get_providers()[0] == PROVIDERS["cpu"] else 2
+    workers = 2 if session.get_providers()[0] == PROVIDERS["cuda"] else cores()
     waiting: deque[Future[NDArray[np.float32]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
@@ -145,7 +160,7 @@ def infer(
 
 
 def embed(
-    session: onnxruntime.InferenceSession,
+    session: Session,
     images: NDArray[np.uint8],
     path: Path,
     observer: Observer = SILENT,

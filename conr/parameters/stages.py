@@ -41,7 +41,10 @@ Device = Annotated[
 ]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"],
-    Field(description="Number format of the forward passes; auto takes bfloat16 where the processor has it"),
+    Field(
+        description="Number format of the forward passes; auto takes bfloat16 where the processor has it "
+        "(for features of a frozen backbone, if OpenVINO is installed, too)"
+    ),
 ]
 AUTO, PROPOSED = "auto", range(2, 41)  # a number of clusters that is proposed, and the candidates for it
 RANGE = re.compile(r"(\d{1,6})-(\d{1,6})")

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
 
 from conr.clustering.votes import assign_by_neighbors
 from conr.data.folders import images_below
 from conr.data.items import Item, paged
 from conr.data.store import load_manifest
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.items import ItemImages
 from conr.embedding.engines.local import embed_here
 from conr.embedding.engines.run import write_shards
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.embedding.engines.shards import Manifest, Shards, layout
-from conr.embedding.session import batch_size, open_session, properties
+from conr.embedding.session import Session, batch_size, properties
 from conr.errors import UserError
 from conr.evaluation.assignment import Assignment, assign
 from conr.files import load_array, sha256_of, write_table
@@ -67,7 +67,7 @@ class Encoder:
         voters: of graph clusters the (N, D) float32 embeddings of the run's images, and their (N,) int64 clusters.
     """
 
-    session: InferenceSession
+    session: Session
     centroids: NDArray[np.float32]
     image_size: int
     fit: str
@@ -251,7 +251,7 @@ def open_encoder(workspace: Workspace, device: str) -> Encoder:
         UserError: one is missing or damaged, or they belong to different runs.
     """
     file, path = workspace.encoder, workspace.centroids
-    session = open_session(file, device)
+    session = open_embedder(file, device)
     centroids = load_array(path, AGAIN)
     made_by = {"encoder": sha256_of(file)}
     record = read_record(workspace.results, AGAIN, made_by)

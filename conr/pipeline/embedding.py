@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conr.data.store import IMAGES, Store
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.images import StoreImages
 from conr.embedding.engines.run import write_shards
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.embedding.engines.shards import Shards, layout
-from conr.embedding.session import batch_size, embed, open_session
+from conr.embedding.session import batch_size, embed
 from conr.files import sha256_of
 from conr.observer import SILENT, Observer
 from conr.pipeline.workspace import Workspace
@@ -53,7 +54,7 @@ class StoreEmbedding:
         Raises:
             UserError: the engine cannot be used, or shards that should be merged are missing or damaged.
         """
-        session = open_session(encoder, self.own_device)
+        session = open_embedder(encoder, self.own_device)
         size, dimension = self.store.manifest.image_size, session.get_outputs()[0].shape[1]
         identity = {"encoder": sha256_of(encoder), "images": self.store.manifest.checksum}
         plan = layout(identity, len(self.store.images), batch_size(session, size), size, dimension)

@@ -21,7 +21,7 @@ from conr.pipeline.workspace import Workspace
 from conr.processes import cores, machine_memory, processor
 
 PACKAGES = ("torch", "torchvision", "onnxruntime", "faiss-cpu", "scikit-learn", "numpy", "dvc")
-OTHERS = ("onnxruntime-gpu", "faiss-gpu", "ray", "dvc-ssh", "dvc-s3")  # named where they are installed
+OTHERS = ("onnxruntime-gpu", "openvino", "faiss-gpu", "ray", "dvc-ssh", "dvc-s3")  # named where they are installed
 ABSENT = "not installed"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time in a period, and the period
 

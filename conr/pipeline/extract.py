@@ -10,10 +10,11 @@ from tempfile import TemporaryDirectory
 
 from conr.data.store import Store, open_store
 from conr.embedding.appending import append_heads
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
-from conr.embedding.session import Properties, open_session
+from conr.embedding.session import Properties, properties
 from conr.files import copy_whole, load_array, save_array, sha256_of
 from conr.models.cluster_heads import load_head
 from conr.observer import SILENT, Observer
@@ -30,12 +31,14 @@ class Extracted:
 
     Attributes:
         images: how many were embedded.
-        similarity: mean cosine similarity of an int8 encoder's embeddings to those in float32; None in float32.
-        provider: what onnxruntime ran it with.
+        similarity: mean cosine similarity of an int8 encoder's embeddings to those in float32; None of others.
+        precision: number format that the encoder computes in.
+        provider: what ran it.
     """
 
     images: int
     similarity: float | None
+    precision: str
     provider: str
 
 
@@ -59,7 +62,7 @@ def extract(
     extracted = _encode(embedding, first, encoder := workspace.encoder, parameters)
     made = [workspace.embeddings(), *map(workspace.embeddings, seeds)]
     made_from = {**of_embeddings(workspace, store.manifest, first), "encoder": sha256_of(encoder)}
-    write_record(workspace.embedded, made, seeds, made_from, parameters.extract.precision)
+    write_record(workspace.embedded, made, seeds, made_from, extracted.precision)
     embedding.remove_shards()
     return extracted
 
@@ -118,8 +121,9 @@ def _encode(embedding: StoreEmbedding, seed: int | None, encoder: Path, paramete
     else:
         features, head = load_array(frozen.features, "run conr pretrain again"), load_head(files.weights)
         save_array(embeddings, head.embed(features))
-    provider = open_session(encoder, embedding.own_device).get_providers()[0]
-    return Extracted(embedding.store.manifest.count, similarity, provider)
+    session = open_embedder(encoder, embedding.own_device)
+    precision, provider = properties(session).precision, session.get_providers()[0]
+    return Extracted(embedding.store.manifest.count, similarity, precision, provider)
 
 
 def _write_encoder(

@@ -7,10 +7,11 @@ import numpy as np
 
 from conr.data.store import Store, open_store
 from conr.embedding.appending import append_projection
+from conr.embedding.bfloat16 import open_embedder, settle_precision
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.embedding.frozen import write_frozen_encoder
 from conr.embedding.projection import fit_projection, write_projected
-from conr.embedding.session import Properties, open_session
+from conr.embedding.session import Properties
 from conr.errors import UserError
 from conr.models.backbones import identity, parse_backbone
 from conr.observer import Observer
@@ -40,6 +41,7 @@ def embed_frozen(
     with TemporaryDirectory(prefix="backbone-", dir=files.folder) as folder:
         encoder, raw = Path(folder) / "encoder.onnx", Path(folder) / "raw.npy"
         write_frozen_encoder(backbone, manifest.image_size, encoder)
+        settle_precision(encoder, parameters.precision, embedding.own_device, store.training_images)
         embedding.write(encoder, raw, f"features by {backbone.kind}")
         features = np.load(raw, mmap_mode="r")
         projection = fit_projection(features, parameters.network.dimension, slice(manifest.train_count))
@@ -49,7 +51,7 @@ def embed_frozen(
         path.unlink(missing_ok=True)
     made, settings = [files.encoder, files.features], parameters.pretrain
     if settings.cached_views:
-        session = open_session(files.encoder, embedding.own_device)
+        session = open_embedder(files.encoder, embedding.own_device)
         images, views, seed = store.training_images, parameters.views, parameters.seed
         write_views(session, images, views, settings.crop_scale, settings.cached_views, seed, files.views, observer)
         made.append(files.views)
@@ -74,5 +76,6 @@ def embed_frozen_share(workspace: Workspace, parameters: PretrainStage, engine: 
     with TemporaryDirectory(prefix="backbone-") as folder:
         encoder = Path(folder) / "encoder.onnx"
         write_frozen_encoder(backbone, store.manifest.image_size, encoder)
+        settle_precision(encoder, parameters.precision, embedding.own_device, store.training_images)
         embedding.write(encoder, None, f"features by {backbone.kind}")
     return embedding.folders[0]

@@ -179,7 +179,8 @@ def summary(workspace: Workspace, results: Results, precision: str, notes: Seque
     table += [[name, *(f"{row[key]:z.3f}" if key in row else "–" for key in keys)] for name, row in rows.items()]
     lines = [*aligned(table), "", seeds_note(results), *notes]
     if precision != "float32":
-        lines.append(f"All features come from {precision} encoders (extract.precision).")
+        key = "extract.precision" if precision == "int8" else "precision"
+        lines.append(f"All features come from {precision} encoders ({key}).")
     lines += [
         "",
         f"clusters     {len(results.first.sizes)}, by {METHODS[results.method]}",

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
 
-from conr.embedding.session import infer
+from conr.embedding.session import Session, infer
 from conr.files import atomic_file
 from conr.models.siamese import to_pixels
 from conr.observer import SILENT, Observer
@@ -20,7 +19,7 @@ BLOCK = 2**20  # pixels that are augmented at a time
 
 
 def write_views(
-    session: InferenceSession,
+    session: Session,
     images: NDArray[np.uint8],
     views: Views,
     crop_scale: float,

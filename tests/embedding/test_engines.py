@@ -148,7 +148,7 @@ def test_a_run_that_was_stopped_continues_with_the_shards_that_are_missing(
     write_shards(LOCAL, encoder, "cpu", stored, shards, observer=again)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (again.tasks, sum(amount for amount, _ in again.steps)) == ([("embed", COUNT, 32)], COUNT - 32)
-    monkeypatch.setattr(run, "open_session", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr(run, "open_embedder", lambda *_: pytest.fail("nothing is missing"))
     write_shards(LOCAL, encoder, "cpu", stored, shards)
 
 

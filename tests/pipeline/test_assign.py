@@ -111,7 +111,7 @@ def test_an_int8_encoder_sorts_as_well_and_is_named(project: Project, encoder: P
     project.workspace.encoder.unlink()
     quantize(encoder, np.stack(list(project.pixels.values())), project.workspace.encoder)
     record(project.workspace, sha256_of(project.workspace.encoder))
-    assert project.assign().endswith("by an int8 encoder (extract.precision)")
+    assert project.assign().endswith("by an encoder in int8")
     assert {name: row["cluster"] for name, row in project.rows().items()} == expected
 
 

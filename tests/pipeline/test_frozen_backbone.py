@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -14,6 +15,7 @@ from project import IMAGES, run_stages, table, tiny
 from small_networks_onnx import write_network
 
 from conr.data.store import load_manifest, open_store, write_subset
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.session import infer, open_session, properties
 from conr.errors import UserError
 from conr.files import sha256_of
@@ -63,7 +65,12 @@ def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def with_backbone(backbone: Path, changes: Mapping[str, Any] | None = None) -> Parameters:
-    frozen = {"network.backbone": f"onnx:{backbone}", "finetune.epochs": 0, "network.dimension": 12}
+    frozen = {
+        "network.backbone": f"onnx:{backbone}",
+        "precision": "float32",
+        "finetune.epochs": 0,
+        "network.dimension": 12,
+    }
     return tiny({**frozen, **(changes or {})})
 
 
@@ -257,3 +264,18 @@ def test_features_of_one_number_are_grouped(packed: Workspace, workspace: Worksp
     changes = {"clusters": 2, "k": 3, "k1": 5, "k2": 2, "network.dimension": 2}
     run_stages(workspace, with_backbone(backbone, changes), *FROZEN)
     assert len(table(workspace.assignments)) == 30
+
+
+@pytest.mark.skipif(
+    "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this processor does not compute in bfloat16",
+)
+def test_a_run_in_bfloat16_embeds_new_images_as_its_own(packed: Workspace, tmp_path: Path) -> None:
+    workspace, backbone = Workspace.at(tmp_path / "run"), write_backbone(tmp_path / "pixels.onnx")
+    workspace.borrow(packed, "artifacts/store")
+    parameters = with_backbone(backbone, {"precision": "bfloat16", "clusters": 10})
+    run_stages(workspace, parameters, "pretrain", "finetune", "extract")
+    assert record_of(workspace.embedded).precision == "bfloat16"
+    session = open_embedder(workspace.encoder, "cpu", exact=True)
+    found = np.concatenate(list(infer(session, [open_store(workspace.store).images[:50]])))
+    np.testing.assert_allclose(found, np.load(workspace.embeddings(0))[:50], atol=1e-5)

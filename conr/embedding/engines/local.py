@@ -6,11 +6,10 @@ from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from conr.embedding.engines.images import Images
-from conr.embedding.session import infer
+from conr.embedding.session import Session, infer
 
 
 class Embedded(NamedTuple):
@@ -27,9 +26,7 @@ class Embedded(NamedTuple):
     reasons: list[str]
 
 
-def embed_here(
-    session: onnxruntime.InferenceSession, images: Images, parts: Sequence[range]
-) -> Generator[Embedded, None, None]:
+def embed_here(session: Session, images: Images, parts: Sequence[range]) -> Generator[Embedded, None, None]:
     """Embed parts of images in their order; reading and computing overlap."""
     waiting: deque[tuple[range, list[str]]] = deque()
     with closing(images.read(parts)) as read:

@@ -18,10 +18,11 @@ import numpy as np
 import onnxruntime
 import pyarrow as pa
 
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.images import Images, Pixels
 from conr.embedding.engines.local import Embedded
 from conr.embedding.engines.ray_cluster import cluster_address, connected
-from conr.embedding.session import PROVIDERS, open_session, run_batches
+from conr.embedding.session import PROVIDERS, run_batches
 from conr.errors import UserError, one_line
 
 WINDOW = 10_000  # parts that Ray is told of at a time
@@ -117,7 +118,7 @@ class _Embedder:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "encoder.onnx"
             path.write_bytes(encoder)
-            self.session = open_session(path, device)
+            self.session = open_embedder(path, device, exact=True)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         table = table if "pixels" in table.column_names else _read(table)

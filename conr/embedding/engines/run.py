@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.images import Images
 from conr.embedding.engines.local import Embedded, embed_here
 from conr.embedding.engines.settings import Engine
 from conr.embedding.engines.shards import Describe, Shards
-from conr.embedding.session import open_session
 from conr.observer import SILENT, Observer
 
 
@@ -64,7 +64,7 @@ def _embedded(
     engine: Engine, encoder: Path, device: str, images: Images, parts: Sequence[range]
 ) -> Generator[Embedded, None, None]:
     if engine.name == "local":
-        return embed_here(open_session(encoder, device), images, parts)
+        return embed_here(open_embedder(encoder, device), images, parts)
     from conr.embedding.engines.ray_data import embed_with_ray
 
     return embed_with_ray(encoder, device, images, parts, engine.address)

@@ -33,6 +33,7 @@ EMBEDDINGS = (FROZEN, HEADS, BYOL, CONNR)  # unit vectors
 TRAINED = (HEADS, BYOL, CONNR)  # one for each seed
 NAMES = (PIXELS, COLORS, *EMBEDDINGS)
 BACKBONE = {"network.backbone": "efficientnet-lite0"}
+EXACT = {"precision": "float32"}  # of features, so that they are the same on every machine
 THUMBNAIL, BINS = 16, 6
 
 
@@ -70,7 +71,7 @@ def colors(workspace: Workspace) -> Features:
 def frozen(workspace: Workspace) -> Features:
     """Those of the network that conr has ready."""
     size = open_store(workspace.store).manifest.image_size
-    run("pretrain", workspace, load_preset("folder").changed({**BACKBONE, "prepare.image_size": size}))
+    run("pretrain", workspace, load_preset("folder").changed({**BACKBONE, **EXACT, "prepare.image_size": size}))
     return np.load(workspace.pretrained.features)
 
 
@@ -86,7 +87,7 @@ def refine(folder: Path, seeds: Sequence[int]) -> dict[int, dict[str, float]]:
         "clusters": len(manifest.class_names),
     }
     parameters = load_preset("folder").changed(changes)
-    _, views = measured(lambda: run("pretrain", workspace, parameters))
+    _, views = measured(lambda: run("pretrain", workspace, parameters.changed(EXACT)))
     features = np.load(workspace.pretrained.features)
     for seed in seeds:
         _, cost = measured(partial(run, "finetune", workspace, parameters.changed({"seed": seed})))

@@ -21,7 +21,7 @@ from conr.models.backbones import LITE, SMALLEST, Backbone, Preprocessing, ident
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 1  # raised when the conversion changes, so that files of an earlier one are not used
+FORMAT = 2  # raised when the conversion changes, so that files of an earlier one are not used
 TOLERANCE = 1e-4  # largest difference from PyTorch, in shares of the largest element
 
 
@@ -112,7 +112,11 @@ def _build(backbone: Backbone, size: int) -> "tuple[nn.Module, Preprocessing]":
 
 
 def _efficientnet_lite(backbone: Backbone, size: int) -> "tuple[nn.Module, Preprocessing]":
-    """The network up to its last feature map, (B, 1280, H, W), with TensorFlow's padding for this size."""
+    """The network up to its last block, (B, 320 or 352, H, W), with TensorFlow's padding for this size.
+
+    The convolution to 1,280 channels that follows is made for ImageNet's classes: on most other images, clusters of
+    what it takes are better than those of what it gives (docs/lab/features.md).
+    """
     import torch
     from efficientnet_lite_pytorch import EfficientNet
     from torch import nn
@@ -123,7 +127,10 @@ def _efficientnet_lite(backbone: Backbone, size: int) -> "tuple[nn.Module, Prepr
             self.network = EfficientNet.from_name(backbone.kind, image_size=size)
 
         def forward(self, images: "Tensor") -> "Tensor":
-            features: Tensor = self.network.extract_features(images)
+            network = self.network
+            features: Tensor = network._swish(network._bn0(network._conv_stem(images)))
+            for block in network._blocks:
+                features = block(features)
             return features
 
     module = Features()

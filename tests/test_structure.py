@@ -173,7 +173,7 @@ def test_functions_and_files_are_short(file: Path) -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"]]
-    for extra in ("heic", "pretrained", "ray", "tiff"):
+    for extra in ("heic", "openvino", "pretrained", "ray", "tiff"):
         declared += project["optional-dependencies"][extra]
     names = {re.split(r"[<>=!~\[ ]", text)[0].replace("_", "-").lower() for text in declared}
     distributions = packages_distributions()

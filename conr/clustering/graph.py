@@ -1,7 +1,7 @@
 """Clusters of the ConAff graph of a whole data set: regularized spectral clustering in linear time and memory."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from sklearn.preprocessing import normalize
 from conr.clustering.compactness import simplified_silhouette, sums_of_clusters
 from conr.clustering.kmeans import kmeans
 from conr.clustering.spectral import Affinity, leading_eigenvectors
-from conr.neighbors.graph import conaff_nodes
+from conr.neighbors.graph import conaff_nodes, ranked_neighbors
 from conr.neighbors.settings import ConAff, check_count
 from conr.observer import SILENT, Observer
 
@@ -65,9 +65,10 @@ def graph_clusters(
     unit length, k-means. Without regularization, well separated groups fall into more components than clusters, and the
     result breaks.
 
-    k-means on the rows is run twice: from its own initializations, and from the clusters of k-means on the features.
-    Where some groups are as easily split as others are joined, the two results differ. The one with the larger
-    simplified silhouette in the feature space (Hruschka, de Castro, Campello, ICDM 2004) is returned.
+    Where some groups are as easily split as others are joined, small changes decide. So there are several results: with
+    several k2, and for each from two runs of k-means on the rows, from its own initializations and from the clusters of
+    k-means on the features. The one with the largest simplified silhouette in the feature space (Hruschka, de Castro,
+    Campello, ICDM 2004) is returned.
 
     Time and memory grow linearly with N; up to 30,000 samples all pairs are compared to find the nearest neighbors,
     beyond that an approximate index is searched.
@@ -77,12 +78,12 @@ def graph_clusters(
         clusters: K, from 1 to N.
         k1: neighbors that define the reciprocal encoding, the sample itself included; by default those of
             `graph_neighbors`.
-        k2: neighbors that a layer of propagation sums over; by default likewise, and at most k1.
+        k2: neighbors that a layer of propagation sums over; by default several, likewise, and at most k1.
         regularization: τ, the share of the mean degree that is spread over all pairs; at least 0.
         seed: of the eigenvectors' start and of k-means.
         neighbors: (N, ≥ k1) nearest neighbors by cosine if they are known already, as for `conaff_graph`.
         start: (N,) the clusters of k-means on the features, from 0 to K − 1, if they are known already.
-        observer: notified of every sample, first as its neighbors are searched, then as the eigenvectors are known.
+        observer: notified of every sample as its neighbors are searched, then as the eigenvectors of each k2 are known.
 
     Returns:
         At most K clusters. Samples with equal features are in the same one; so there are fewer than K if fewer than K
@@ -103,43 +104,84 @@ def graph_clusters(
     check_count("clusters", clusters, count, "the number of samples")
     if not 0 <= regularization < np.inf:
         raise ValueError(f"regularization = {regularization} must be a number of at least 0")
-    if start is not None and (start.shape != (count,) or start.min() < 0 or start.max() >= clusters):
-        raise ValueError(f"start must be {count} clusters from 0 to {clusters - 1}")
+    variants = _variants(count, clusters, k1, k2)
+    first, distinct = _distinct(features)
+    if clusters >= len(first):
+        variants, start = variants[:1], None  # each sample that differs is a cluster
+    else:
+        start = _start(features, clusters, seed, start)
+    best, most = None, -np.inf
+    with observer.task("graph", count * (1 + len(variants))):
+        approximate = count > APPROXIMATE_FROM
+        ranking = ranked_neighbors(features, variants[0].k1, neighbors, approximate=approximate, observer=observer)
+        for variant in variants:
+            values, rows = _embedded(features, variant, ranking, clusters, regularization, seed)
+            for found in [distinct] if start is None else _clusters_of_rows(rows, seed, start):
+                assignments = found[first[distinct]]
+                silhouette = simplified_silhouette(features, assignments)
+                if silhouette > most:
+                    best, most = Clustering(_ranked(assignments), values, variant.k1, variant.k2), silhouette
+            observer.step_done(count)
+    assert best is not None
+    return best
+
+
+def _variants(count: int, clusters: int, k1: int | None, k2: int | None) -> list[ConAff]:
+    """The graphs to try."""
     ruled_k1, ruled_k2 = graph_neighbors(count, clusters)
     k1 = ruled_k1 if k1 is None else k1
-    k2 = min(ruled_k2, k1) if k2 is None else k2
-    with observer.task("graph", 2 * count):
-        nodes, order = conaff_nodes(
-            features,
-            ConAff(k1, k2, alpha=0, layers=1),
-            neighbors=neighbors,
-            approximate=count > APPROXIMATE_FROM,
-            reciprocal=True,
-            entries=ENTRIES,
-            observer=observer,
-        )
-        with Affinity(normalize(nodes), regularization) as affinity:
-            values, vectors = leading_eigenvectors(affinity, min(clusters + MORE, count), seed)
-        observer.step_done(count)
-    rows = np.empty((count, clusters), np.float32)
+    tried = sorted({min(each, k1) for each in ruled_k2}) if k2 is None else [k2]
+    variants = [ConAff(k1, each, alpha=0, layers=1) for each in tried]
+    for variant in variants:
+        variant.check(count, "the number of samples")
+    return variants
+
+
+def _start(
+    features: NDArray[np.float32], clusters: int, seed: int, given: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """The clusters of k-means on the features."""
+    if given is None:
+        return kmeans(features, clusters, seed=seed, n_init=STARTS).assignments
+    if given.shape != (len(features),) or given.min() < 0 or given.max() >= clusters:
+        raise ValueError(f"start must be {len(features)} clusters from 0 to {clusters - 1}")
+    return given
+
+
+def _embedded(
+    features: NDArray[np.float32],
+    variant: ConAff,
+    ranking: NDArray[np.int64],
+    clusters: int,
+    regularization: float,
+    seed: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """The graph's largest eigenvalues, and (N, K) rows of the leading eigenvectors, of unit length."""
+    nodes, order = conaff_nodes(features, variant, neighbors=ranking, reciprocal=True, entries=ENTRIES)
+    with Affinity(normalize(nodes), regularization) as affinity:
+        values, vectors = leading_eigenvectors(affinity, min(clusters + MORE, len(features)), seed)
+    rows = np.empty((len(features), clusters), np.float32)
     rows[order] = normalize(vectors[:, :clusters])
-    return Clustering(_ranked(_clusters_of_rows(features, rows, seed, start)), values, k1, k2)
+    return values, rows
 
 
-def graph_neighbors(count: int, clusters: int) -> tuple[int, int]:
-    """k1 and k2 of a graph of so many samples and clusters: k1 = N / 6K, from 5 to 10, and k2 = k1 / 3.
+def graph_neighbors(count: int, clusters: int) -> tuple[int, tuple[int, ...]]:
+    """k1, and the k2 to try, of a graph of so many samples and clusters.
+
+    k1 = N / 6K, from 5 to 10, and k2 is a fifth, a third and a half of that.
 
     Neighborhoods larger than the smallest group join it to others. It is assumed to have at least a quarter of the
     average size, N / 4K (as the smallest of ten groups whose sizes fall geometrically by a factor of ten), and k1 is at
     most two thirds of that; only below 30 samples a cluster it is more, as fewer than 5 neighbors do not hold a group
-    together. Above 10, results on digits and CIFAR-10 get no better and the time grows; k2 from 2 to 5 are as good.
+    together. Above 10, results on digits and CIFAR-10 get no better and the time grows; k2 from 2 to 5 are equally good
+    in the mean, and each fails where others do not (docs/lab/graph.md).
 
     >>> from conr.clustering.graph import graph_neighbors
     >>> graph_neighbors(1797, 10), graph_neighbors(60_000, 10), graph_neighbors(400, 10)
-    ((10, 3), (10, 3), (7, 2))
+    ((10, (2, 3, 5)), (10, (2, 3, 5)), (7, (1, 2, 3)))
     """
     k1 = min(max(round(count / (6 * clusters)), 5), 10, count)
-    return k1, max(k1 // 3, 1)
+    return k1, tuple(sorted({max(k1 // part, 1) for part in (5, 3, 2)}))
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -156,24 +198,21 @@ def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit + np.float32(0)  # one kind of zero
 
 
-def _clusters_of_rows(
-    features: NDArray[np.float32], rows: NDArray[np.float32], seed: int, start: NDArray[np.int64] | None
-) -> NDArray[np.int64]:
-    """k-means of the eigenvectors' rows, from two starts. Samples with equal features are in one cluster."""
+def _distinct(features: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One of each of the samples that differ, and for every sample which of these it equals."""
     as_bytes = np.ascontiguousarray(features).view(np.dtype((np.void, features.itemsize * features.shape[1])))
     _, first, distinct = np.unique(as_bytes.ravel(), return_index=True, return_inverse=True)
+    return first, distinct
+
+
+def _clusters_of_rows(rows: NDArray[np.float32], seed: int, start: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """k-means of the eigenvectors' rows: from its own initializations, and from given clusters if none is empty."""
     clusters = rows.shape[1]
-    if clusters >= len(first):
-        return distinct
-    if start is None:
-        start = kmeans(features, clusters, seed=seed, n_init=STARTS).assignments
-    found = [kmeans(rows, clusters, seed=seed, n_init=INITIALIZATIONS, spherical=False)]
+    yield kmeans(rows, clusters, seed=seed, n_init=INITIALIZATIONS, spherical=False).assignments
     sizes = np.bincount(start, minlength=clusters)
     if sizes.all():
         means = (sums_of_clusters(rows, start) / sizes[:, None]).astype(np.float32)
-        found.append(kmeans(rows, clusters, seed=seed, start=means, spherical=False))
-    candidates = [result.assignments[first[distinct]] for result in found]
-    return max(candidates, key=partial(simplified_silhouette, features))
+        yield kmeans(rows, clusters, seed=seed, start=means, spherical=False).assignments
 
 
 def _ranked(found: NDArray[np.int64]) -> NDArray[np.int64]:

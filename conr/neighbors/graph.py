@@ -75,7 +75,6 @@ def conaff_nodes(
     settings: ConAff,
     *,
     neighbors: NDArray[np.int64] | None = None,
-    approximate: bool = False,
     reciprocal: bool = False,
     entries: int | None = None,
     observer: Observer = SILENT,
@@ -86,8 +85,6 @@ def conaff_nodes(
         features: (N, D) float32 unit vectors.
         settings: k1, k2 and the rest.
         neighbors: as for `conaff_graph`.
-        approximate: search the nearest neighbors in an index of lists: some percent are missed, and the cost of a
-            sample hardly grows with N.
         reciprocal: propagate only along edges of samples that are both among the k2 nearest of the other. Other edges
             lead from small groups into large ones.
         entries: how many entries of a row each step keeps, the largest; of equal ones the first. None keeps all.
@@ -102,22 +99,12 @@ def conaff_nodes(
     """
     count = len(features)
     settings.check(count, "the number of samples")
-    features = np.ascontiguousarray(features, np.float32)
-    if neighbors is not None:
-        check_neighbors(neighbors, count, settings.k1)
-        parts = given_neighbors(neighbors[:, : settings.k1], ROWS)
-    else:
-        parts = (approximate_neighbors if approximate else exact_neighbors)(features, settings.k1, ROWS)
-    rankings = []
-    for part in parts:
-        rankings.append(part)
-        observer.step_done(len(part))
-    ranking = np.concatenate(rankings)
+    ranking = ranked_neighbors(features, settings.k1, neighbors, observer=observer)
     nodes = _reciprocal_encoding(ranking)
     edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
     if reciprocal:
         edges = edges.multiply(edges.T != 0).tocsr()
-    del features, rankings, ranking
+    del features, ranking
     # The order saves cache misses, above all for a large N.
     order = reverse_cuthill_mckee(nodes, symmetric_mode=True)
     nodes, edges = nodes[order][:, order], edges[order][:, order]
@@ -126,6 +113,39 @@ def conaff_nodes(
     for _ in range(settings.layers if settings.propagates else 0):
         nodes = _propagate(nodes, edges, settings, entries)
     return nodes, order
+
+
+def ranked_neighbors(
+    features: NDArray[np.float32],
+    k1: int,
+    neighbors: NDArray[np.int64] | None = None,
+    *,
+    approximate: bool = False,
+    observer: Observer = SILENT,
+) -> NDArray[np.int64]:
+    """(N, k1) nearest neighbors by cosine, each sample first among its own.
+
+    Args:
+        features: (N, D) unit vectors.
+        k1: how many, the sample itself included.
+        neighbors: as for `conaff_graph`.
+        approximate: search an index of lists: some percent are missed, and the cost of a sample hardly grows with N.
+        observer: notified of every sample.
+
+    Raises:
+        ValueError: the given neighbors are not k1 different samples each.
+    """
+    if neighbors is not None:
+        check_neighbors(neighbors, len(features), k1)
+        parts = given_neighbors(neighbors[:, :k1], ROWS)
+    else:
+        search = approximate_neighbors if approximate else exact_neighbors
+        parts = search(np.ascontiguousarray(features, np.float32), k1, ROWS)
+    rankings = []
+    for part in parts:
+        rankings.append(part)
+        observer.step_done(len(part))
+    return np.concatenate(rankings)
 
 
 def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:

@@ -318,7 +318,12 @@ class Evaluate(Group):
     graph_k1: int = Field(
         default=0, ge=0, le=1_000, description="Of the graph: k1; 0: by a rule from the numbers of images and clusters"
     )
-    graph_k2: int = Field(default=0, ge=0, le=1_000, description="Of the graph: k2, likewise")
+    graph_k2: int = Field(
+        default=0,
+        ge=0,
+        le=1_000,
+        description="Of the graph: k2; 0: of several by a rule, that with the most compact clusters",
+    )
     n_init: Count = Field(default=40, description="Initializations of k-means; the lowest inertia is kept")
     max_iter: Count = Field(default=100, description="Largest number of iterations of each")
     gallery: int = Field(default=24, ge=1, le=10_000, description="Images shown per cluster in the report")

@@ -176,8 +176,29 @@ def test_of_two_results_the_one_with_compact_clusters_is_returned(
         return Result(np.zeros((clusters, rows.shape[1]), np.float32), results[len(starts) - 1], 0.0)
 
     monkeypatch.setattr(module, "kmeans", found)
-    assert same(graph_clusters(features, 3, start=labels).assignments, labels)
+    assert same(graph_clusters(features, 3, k2=2, start=labels).assignments, labels)
     assert starts == [False, True]
+
+
+@pytest.mark.parametrize("compact", range(3))
+def test_of_several_k2_that_with_compact_clusters_is_returned(compact: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = groups([100, 80, 60])
+    tried: list[int] = []
+
+    def found(rows: Features, clusters: int, **_: object) -> Result:
+        right = len(tried) // 2 == compact  # each k2 has two runs
+        tried.append(clusters)
+        found = labels if right else np.random.default_rng(0).permutation(labels)
+        return Result(np.zeros((clusters, rows.shape[1]), np.float32), found, 0.0)
+
+    ruled = graph_neighbors(240, 3)[1]
+    alone = graph_clusters(features, 3, k2=ruled[compact])
+    monkeypatch.setattr(module, "kmeans", found)
+    chosen = graph_clusters(features, 3, start=labels)
+    assert len(tried) == 2 * len(ruled)
+    assert chosen.k2 == alone.k2 == ruled[compact]
+    assert same(chosen.assignments, labels)
+    np.testing.assert_array_equal(chosen.eigenvalues, alone.eigenvalues)
 
 
 def test_clusters_to_start_from_may_lack_some() -> None:
@@ -189,7 +210,7 @@ def test_clusters_to_start_from_may_lack_some() -> None:
 @pytest.mark.parametrize("count", [1, 2, 20, 744, 60_000])
 def test_neighborhoods_hold_no_more_than_the_smallest_expected_group(count: int, clusters: int) -> None:
     k1, k2 = graph_neighbors(count, clusters)
-    assert 1 <= k2 <= k1 <= min(count, 10)
+    assert 1 <= min(k2) <= max(k2) <= k1 <= min(count, 10)
     assert k1 <= max(count / (4 * clusters), 5)
 
 
@@ -272,11 +293,11 @@ def test_a_graph_that_falls_into_more_parts_than_clusters_is_not_broken(count: i
         assert len(set(found.assignments[labels == half].tolist())) == 1
 
 
-def test_the_observer_is_notified_of_every_sample_twice() -> None:
+def test_the_observer_is_notified_of_every_sample_for_its_neighbors_and_each_k2() -> None:
     features, recorder = groups([60, 50])[0], Recorder()
     graph_clusters(features, 2, observer=recorder)
-    assert recorder.tasks == [("graph", 220, 0)]
-    assert sum(amount for amount, _ in recorder.steps) == 220
+    assert recorder.tasks == [("graph", 440, 0)]
+    assert sum(amount for amount, _ in recorder.steps) == 440
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,10 @@ def settle_precision(encoder: Path, asked: str, device: str, images: NDArray[np.
 
 
 def _compare(exact: Session, session: Session, images: NDArray[np.uint8]) -> None:
-    expected, found = run_batches(exact, images), run_batches(session, images)
+    try:
+        expected, found = run_batches(exact, images), run_batches(session, images)
+    except RuntimeError as error:
+        raise UserError(f"OpenVINO cannot run the network ({one_line(error)})") from error
     mean = expected.mean(axis=0) if len(images) > 1 else 0
     expected, found = expected - mean, found - mean
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)

@@ -106,13 +106,14 @@ def test_a_processor_without_bfloat16_computes_in_float32(encoder: Path, monkeyp
 
 
 @in_bfloat16
+@pytest.mark.parametrize(("where", "what"), [(openvino.Core, "compile_model"), (openvino.InferRequest, "infer")])
 def test_a_network_that_openvino_cannot_run_is_computed_in_float32(
-    encoder: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: Path, monkeypatch: pytest.MonkeyPatch, where: type, what: str
 ) -> None:
-    def compile_model(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    monkeypatch.setattr(where, what, fails)
     assert settle_precision(encoder, "auto", "cpu", images(5, IMAGE_SIZE)) == "float32"
     with pytest.raises(UserError, match=r"OpenVINO cannot run the network \(no such operator\)"):
         settle_precision(encoder, "bfloat16", "cpu", images(5, IMAGE_SIZE))

@@ -12,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from conr.data.images import ImageSource
 from conr.errors import UserError, one_line
 from conr.files import ArrayWriter, atomic_file
 from conr.models.backbones import Preprocessing
@@ -113,7 +114,7 @@ def _run(session: onnxruntime.InferenceSession, batch: NDArray[np.uint8]) -> NDA
 
 
 def infer(
-    session: onnxruntime.InferenceSession, arrays: Iterable[NDArray[np.uint8]]
+    session: onnxruntime.InferenceSession, arrays: Iterable[ImageSource]
 ) -> Generator[NDArray[np.float32], None, None]:
     """Embeddings of all images in order, several batches at a time in threads (onnxruntime releases Python's lock).
 
@@ -123,7 +124,7 @@ def infer(
 
     Args:
         session: an opened encoder.
-        arrays: each (N, S, S, 3) uint8, memory-mapped or not; a thread reads what is not in memory yet.
+        arrays: each (N, S, S, 3) uint8, memory-mapped or not, or in shards; a thread reads what is not in memory yet.
 
     Yields:
         (B, D) float32 rows of B images: unit vectors, or what else the file's only output is.
@@ -146,7 +147,7 @@ def infer(
 
 def embed(
     session: onnxruntime.InferenceSession,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     path: Path,
     observer: Observer = SILENT,
     name: str = "embed",

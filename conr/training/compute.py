@@ -1,7 +1,6 @@
 """Where and in which number format to compute, chosen once per stage."""
 
 import ctypes
-import os
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from conr.data.images import ImageSource, ShardedImages
 from conr.errors import UserError
 from conr.models.siamese import Network, to_pixels
 from conr.models.world import World
-from conr.processes import processor
+from conr.processes import machine_memory, processor
 
 FEATURE_BATCH = 1024  # images
 FEATURE_PIXELS = 2**23  # of a batch on a GPU: enough work to fill it, at 64 channels of bfloat16 1 GB a map
@@ -68,14 +67,15 @@ class Compute:
         return images if isinstance(images, ShardedImages) else torch.from_numpy(images)
 
     def streams(self, images: Tensor | ShardedImages) -> bool:
-        """Whether batches are read ahead of the training: of shards, not on the GPU, or above half of the memory.
+        """Whether batches are read ahead of the training: of shards, not on the GPU, or above half of the memory,
+        that of the machine or of the container.
 
         It changes no result.
         """
         if isinstance(images, ShardedImages):
             return True
         if self.device.type == "cpu":
-            return images.nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+            return images.nbytes > machine_memory() / 2
         return images.device.type == "cpu"
 
     def feature_batch(self, images: Tensor | ShardedImages) -> int:

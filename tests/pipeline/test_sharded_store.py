@@ -1,5 +1,6 @@
 """A store in shards: every stage has the results that it has from one file, bit for bit."""
 
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ from conr.embedding.engines.settings import LOCAL, Engine
 from conr.observer import SILENT
 from conr.parameters import PrepareStage
 from conr.pipeline.embedding import StoreEmbedding
+from conr.pipeline.info import info
 from conr.pipeline.workspace import Workspace
 from conr.stages import prepare
 
@@ -49,6 +51,20 @@ def test_only_the_files_of_the_images_differ(finished: Workspace, packed_in_shar
     assert names == {"manifest.json", "images.parquet", *(f"images/{number:05}.npy" for number in range(18))}
     assert b"shards" not in (finished.store / "manifest.json").read_bytes()
     assert load_manifest(packed_in_shards.store).shards == -(-IMAGES // SHARD)
+
+
+def test_info_tells_of_the_shards_and_names_one_that_is_another_file(
+    packed_in_shards: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conr.data.store.CHECKED", 0)  # as of a large store
+    shutil.copytree(packed_in_shards.store, tmp_path / "artifacts/store")
+    own = Workspace.at(tmp_path)
+    left, wrong = info(own, verify=True)
+    assert (left[0].holds, wrong) == ("1,797 images of scikit-learn's digits in 18 shards", [])
+    shutil.copy(own.store / "images/00003.npy", own.store / "images/00004.npy")
+    assert info(own, verify=False)[1] == []
+    _, (named,) = info(own, verify=True)
+    assert named.startswith(f"{own.store / 'images/00004.npy'} is not the file that images.parquet names (SHA-256)")
 
 
 def test_training_gives_the_same_weights(finished: Workspace, own: Workspace, one_thread: None) -> None:

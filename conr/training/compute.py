@@ -67,10 +67,9 @@ class Compute:
         return images if isinstance(images, ShardedImages) else torch.from_numpy(images)
 
     def streams(self, images: Tensor | ShardedImages) -> bool:
-        """Whether batches are read ahead of the training: of shards, not on the GPU, or above half of the memory,
-        that of the machine or of the container.
+        """Whether batches are read ahead of the training, which changes no result.
 
-        It changes no result.
+        They are where images are in shards, not on the GPU, or on a CPU above half of the memory (`machine_memory`).
         """
         if isinstance(images, ShardedImages):
             return True

@@ -38,13 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for each stage."""
     flags = parser(__doc__)
     flags.add_argument("--sizes", nargs=2, type=int, default=[5_000, 50_000], help="numbers of images")
+    flags.add_argument("--shard-size", type=int, default=0, help="of the store, in megabytes; 0 for one file")
     given = flags.parse_args(arguments)
+    small = {**SMALL, "prepare.shard_size": given.shard_size}
     peaks: dict[str, list[float]] = {stage: [] for stage in STAGES}
     for size in given.sizes:
         with TemporaryDirectory() as name:
             folder, workspace = Path(name) / "images", Workspace.at(Path(name) / "run")
             in_process(make, folder, "32-px files", size)
-            parameters = load_preset("digits").changed({**SMALL, "prepare.path": str(folder)})
+            parameters = load_preset("digits").changed({**small, "prepare.path": str(folder)})
             for stage in STAGES:
                 peaks[stage].append(in_process(peak, stage, workspace, parameters))
     few, many = given.sizes

@@ -1,5 +1,6 @@
 """The machine that processes share, and processes beside this one: who ends with whom, and who may write where."""
 
+import math
 import multiprocessing
 import os
 import platform
@@ -17,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from conr.errors import UserError
 
+GROUPS, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux's control groups, version 2
 CHECKED = 0.5  # seconds between two checks whether the parent is still there
 
 Given = ParamSpec("Given")
@@ -24,10 +26,13 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """How many cores this process may use: taskset, Slurm or a container may leave it fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """How many cores this process may use: taskset, Slurm or a container may leave it fewer than the machine has.
+
+    A quota of processor time (docker run --cpus 1.5) counts as so many cores, rounded up.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [text.split() for text in _limits("cpu.max")]  # microseconds, of a period of so many
+    return min([there, *(math.ceil(int(quota) / int(period)) for quota, period in quotas if quota != "max")])
 
 
 def processor() -> str:
@@ -41,9 +46,15 @@ def processor() -> str:
 def machine_memory() -> int:
     """Bytes of memory of this machine, or of the container that limits it."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return physical if text == "max" else min(physical, int(text))
+    return min([physical, *(int(text) for text in _limits("memory.max") if text != "max")])
+
+
+def _limits(name: str) -> list[str]:
+    """What a file says in the control group of this process and in those around it; a container sees only its own."""
+    lines = OWN_GROUP.read_text().splitlines() if OWN_GROUP.is_file() else []
+    group = Path(next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), ""))
+    folders = [GROUPS / part for part in (group, *group.parents)]
+    return [(folder / name).read_text().strip() for folder in folders if (folder / name).is_file()]
 
 
 def outer_rank() -> int | None:

@@ -248,12 +248,16 @@ def assign(
         Path | None,
         typer.Option(help="Also keep embeddings and clusters in this folder, as Parquet files; run again to resume"),
     ] = None,
+    webdataset: Annotated[
+        bool,
+        typer.Option("--webdataset", help="The images are in tar files below FOLDER, as for prepare.source webdataset"),
+    ] = False,
     engine: EngineFlag = "local",
     address: AddressFlag = None,
     shard: ShardFlag = None,
 ) -> None:
     """Sort new images into the clusters of the last run."""
-    run("assign", folder, output, sort_into, link, device, embeddings, Engine(engine, address, shard))
+    run("assign", folder, output, sort_into, link, device, embeddings, webdataset, Engine(engine, address, shard))
 
 
 @app.command()

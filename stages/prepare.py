@@ -20,7 +20,8 @@ def run(workspace: Workspace, parameters: PrepareStage, observer: Observer) -> s
     manifest = prepare(workspace, parameters, observer)
     size, scored = manifest.image_size, manifest.count - manifest.score_start
     images = f"{counted(manifest.count, 'image')} of {size}×{size} pixels"
-    lines = [f"{images} from {printable(manifest.source)} in {workspace.store}"]
+    shards = f", {counted(manifest.shards, 'shard')}" if manifest.shards else ""
+    lines = [f"{images} from {printable(manifest.source)} in {workspace.store}{shards}"]
     if min(manifest.train_count, scored) < manifest.count:
         lines.append(f"{manifest.train_count:,} to train on, {scored:,} to score")
     if manifest.labels is not None:

@@ -30,15 +30,25 @@ def assign(
     link: Link,
     device: str,
     embeddings: Path | None,
+    webdataset: bool,
     engine: Engine,
     observer: Observer,
 ) -> str:
     """Assign new images to the clusters of the last run, or a share of them."""
     if engine.is_share:
-        shards = assign_share(workspace, folder, engine, embeddings, device, observer)
+        shards = assign_share(workspace, folder, engine, embeddings, device, observer, webdataset=webdataset)
         return f"share {engine.shard} is in {shards}; run the command with --shard merge after all of them"
     done = assign_folder(
-        workspace, folder, output, sort_into, device, observer, link=link, engine=engine, embeddings=embeddings
+        workspace,
+        folder,
+        output,
+        sort_into,
+        device,
+        observer,
+        link=link,
+        engine=engine,
+        embeddings=embeddings,
+        webdataset=webdataset,
     )
     clusters = len(np.unique(done.assignment.clusters))
     lines = [f"{counted(len(done.files), 'image')} in {counted(clusters, 'cluster')}, listed in {output.resolve()}"]

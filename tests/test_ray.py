@@ -19,7 +19,9 @@ from odd_readers import kill_once, unreadable
 from project import run_stages, tiny
 from small_encoder import DIMENSION, images
 
+from conr.data.images import INDEX, write_index
 from conr.data.items import Item, array_items
+from conr.data.writing import ImageWriter
 from conr.embedding.engines.images import StoreImages
 from conr.embedding.engines.items import ItemImages
 from conr.embedding.engines.local import embed_here
@@ -84,8 +86,11 @@ def test_a_killed_actor_loses_and_doubles_nothing_and_all_numbers_are_the_local_
 
 
 def test_for_gpus_tasks_read_and_actors_take_no_cpu(ray: Any, encoder: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", images(COUNT, SIZE))
-    stored = StoreImages(tmp_path / "images.npy", np.load(tmp_path / "images.npy"), [""] * COUNT)
+    pixels = images(COUNT, SIZE)
+    with ImageWriter(tmp_path, SIZE, 16) as writer:  # a store in shards
+        writer.append(pixels)
+        write_index(tmp_path / INDEX, writer.finish())
+    stored = StoreImages(tmp_path / INDEX, pixels, [""] * COUNT)
     parts = [range(first, first + 10) for first in range(0, COUNT, 10)]
     rows = [{"first": part.start, "read": pickle.dumps(stored.reader(part))} for part in parts]
     plan = embedded(ray, rows, encoder.read_bytes(), "cpu", 1, 1)

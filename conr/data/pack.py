@@ -18,12 +18,14 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from conr.data.images import INDEX, Shard, write_index
 from conr.data.items import Source
 from conr.data.reading import Outcome
-from conr.data.store import IMAGES, Manifest, write_store
+from conr.data.store import Manifest, write_store
 from conr.data.unfinished import Unfinished
+from conr.data.writing import images_of_a_shard
 from conr.errors import UserError
-from conr.files import ABANDONED, ArrayWriter
+from conr.files import ABANDONED
 from conr.observer import SILENT, Observer
 from conr.parameters import Prepare
 from conr.text import printable
@@ -54,7 +56,9 @@ def pack(
     building = _temporary(folder)
     building.mkdir(parents=True)
     try:
-        manifest = _pack_into(building, source, settings, observer, Unfinished(unfinished or building / "unfinished"))
+        most = images_of_a_shard(settings.shard_size, settings.image_size)
+        kept = Unfinished(unfinished or building / "unfinished", settings.image_size, most)
+        manifest = _pack_into(building, source, settings, observer, kept)
         _publish(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -125,6 +129,7 @@ class _Packed:
     blank: list[int] = field(default_factory=list)  # which images have a single color
     # How often each channel has each value in the images that are trained on.
     values: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), dtype=np.int64))
+    shards: list[Shard] = field(default_factory=list)  # empty for one file
 
 
 def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observer, unfinished: Unfinished) -> Manifest:
@@ -167,25 +172,30 @@ def _pack_into(folder: Path, source: Source, settings: Prepare, observer: Observ
         notes=source.notes,
         blank=packed.blank,
         duplicates=_duplicates(packed),
+        shards=len(packed.shards) or None,
     )
-    unfinished.move_images(folder / IMAGES)
+    unfinished.move_images(folder)
+    if packed.shards:
+        write_index(folder / INDEX, packed.shards)
     write_store(folder, manifest)
     return manifest
 
 
 def _write_images(unfinished: Unfinished, source: Source, size: int, observer: Observer) -> _Packed:
     packed, done = _Packed(), unfinished.progress.items
-    with unfinished.opened() as file:
-        writer = ArrayWriter(file, (size, size, 3), np.uint8, unfinished.rows)
-        with closing(unfinished.chunks(source.items)) as chunks, observer.task("prepare", len(source.items), done):
-            for chunk, outcomes in chunks:
-                first = len(packed.kept) + len(packed.broken)
-                images = _add(packed, first, outcomes, size, source.train_count)
-                if first >= done:
-                    writer.append(images)
-                    unfinished.save(file, first + len(chunk), packed.broken)
-                    observer.step_done(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
-        writer.close()
+    with (
+        unfinished.writer as writer,
+        closing(unfinished.chunks(source.items)) as chunks,
+        observer.task("prepare", len(source.items), done),
+    ):
+        for chunk, outcomes in chunks:
+            first = len(packed.kept) + len(packed.broken)
+            images = _add(packed, first, outcomes, size, source.train_count)
+            if first >= done:
+                writer.append(images)
+                unfinished.save(first + len(chunk), packed.broken)
+                observer.step_done(len(chunk), note=f"{len(packed.broken)} broken" if packed.broken else "")
+        packed.shards = writer.finish()
     return packed
 
 

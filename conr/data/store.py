@@ -1,4 +1,4 @@
-"""The packed store: all images in one memory-mapped uint8 array, with a manifest that says what they are."""
+"""The packed store: all images as one uint8 array or as shards of it, with a manifest that says what they are."""
 
 import hashlib
 import os
@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
-from conr.errors import UserError, one_line
+from conr.data.images import IMAGES, INDEX, ImageSource, check_shards, first_images, open_images
+from conr.errors import UserError
 from conr.files import load_json, write_json
 
 AGAIN = "delete the folder and run conr prepare again"
-IMAGES, MANIFEST = "images.npy", "manifest.json"
+MANIFEST = "manifest.json"
 ROWS = 256  # images that are hashed at a time
 CHECKED = 2**26  # bytes of pixels: so many are compared with their checksum whenever a store is opened
 
@@ -67,6 +68,7 @@ class Manifest(BaseModel):
         blank: which images have a single color, ascending.
         duplicates: which images equal an earlier one, ascending, each with the first such; without those of a single
             color.
+        shards: so many files hold the images; None for one that is no shard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -92,6 +94,7 @@ class Manifest(BaseModel):
     notes: list[Text] = []
     blank: list[Count] = []
     duplicates: list[tuple[Count, Count]] = []
+    shards: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -116,25 +119,30 @@ class Manifest(BaseModel):
         """A short text that differs where other pixels are trained on."""
         return f"{self.checksum}, the first {self.train_count}"
 
+    @property
+    def images_file(self) -> str:
+        """The name of the file that `conr.data.images.open_images` opens."""
+        return IMAGES if self.shards is None else INDEX
+
 
 @dataclass(frozen=True)
 class Store:
     """An opened store.
 
     Attributes:
-        images: (N, S, S, 3) uint8, memory-mapped.
+        images: (N, S, S, 3) uint8, memory-mapped or in shards.
         labels: (N,) int64, −1 where unknown; or None.
         manifest: the rest.
     """
 
-    images: NDArray[np.uint8]
+    images: ImageSource
     labels: NDArray[np.int64] | None
     manifest: Manifest
 
     @property
-    def training_images(self) -> NDArray[np.uint8]:
-        """(train_count, S, S, 3) uint8, memory-mapped: what may be trained on."""
-        return self.images[: self.manifest.train_count]
+    def training_images(self) -> ImageSource:
+        """(train_count, S, S, 3) uint8, memory-mapped or in shards: what may be trained on."""
+        return first_images(self.images, self.manifest.train_count)
 
     @property
     def training_labels(self) -> NDArray[np.int64] | None:
@@ -179,15 +187,11 @@ def open_store(folder: Path) -> Store:
         UserError: it is missing or truncated, or its parts do not match.
     """
     manifest = load_manifest(folder)
-    try:
-        # Copy-on-write pages: never written to, but PyTorch warns about read-only memory.
-        images = np.lib.format.open_memmap(folder / IMAGES, mode="c")
-    except Exception as error:  # numpy parses the header as Python: damage there raises errors of many classes
-        raise UserError(f"{folder / IMAGES} is missing or damaged ({one_line(error)}); {AGAIN}") from error
+    images, name = open_images(folder / manifest.images_file, manifest.image_size, AGAIN), manifest.images_file
     expected = (manifest.count, manifest.image_size, manifest.image_size, 3)
     if images.shape != expected or images.dtype != np.uint8:
         raise UserError(
-            f"{folder}: images.npy holds {images.shape} {images.dtype}, its manifest says {expected} uint8; {AGAIN}"
+            f"{folder}: {name} holds {images.shape} {images.dtype}, its manifest says {expected} uint8; {AGAIN}"
         )
     labels = None if manifest.labels is None else np.array(manifest.labels, dtype=np.int64)
     store = Store(images, labels, manifest)
@@ -219,22 +223,27 @@ def verify(store: Store, folder: Path) -> None:
     """Compare the pixels with their checksum, half a gigabyte a second or more.
 
     Raises:
-        UserError: they are other pixels.
+        UserError: they are other pixels; a shard that is another file is named.
     """
+    check_shards(store.images)
     digest = hashlib.sha256()
     for first in range(0, len(store.images), ROWS):
         digest.update(store.images[first : first + ROWS].tobytes())
     if digest.hexdigest() != store.manifest.checksum:
-        raise UserError(f"{folder}: images.npy holds other pixels than its manifest says (checksum); {AGAIN}")
+        name = store.manifest.images_file
+        raise UserError(f"{folder}: {name} holds other pixels than its manifest says (checksum); {AGAIN}")
 
 
 def write_store(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest beside images.npy, which makes the folder a store."""
+    """Write the manifest beside the images, which makes the folder a store."""
     write_json(folder / MANIFEST, manifest)
 
 
 def write_subset(store: Store, chosen: NDArray[np.int64], folder: Path) -> None:
-    """Write some images of a store, in this order, as a store of their own; all of them are trained on and scored."""
+    """Write some images of a store, in this order, as a store of their own, of one file.
+
+    All of them are trained on and scored.
+    """
     manifest, labels = store.manifest, store.manifest.labels
     folder.mkdir(parents=True)
     images = store.images[chosen]
@@ -248,5 +257,6 @@ def write_subset(store: Store, chosen: NDArray[np.int64], folder: Path) -> None:
         "labels": None if labels is None else [labels[index] for index in chosen],
         "blank": [],
         "duplicates": [],
+        "shards": None,
     }
     write_store(folder, manifest.model_copy(update=changes))

@@ -1,4 +1,4 @@
-"""Packing that survives a kill: an unfinished array of images, and which items of the source its rows are of."""
+"""Packing that survives a kill: unfinished files of images, and which items of the source they are of."""
 
 import hashlib
 import math
@@ -6,17 +6,18 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from conr.data.items import Item, Source
 from conr.data.reading import CHUNK, Chunks, Outcome, read_all
-from conr.data.store import IMAGES, Text
+from conr.data.store import Text
+from conr.data.writing import ImageWriter
 from conr.errors import UserError
 from conr.files import load_json, write_json
 from conr.parameters import Prepare
@@ -27,19 +28,24 @@ READERS = ("conr", "imagecodecs", "numpy", "pillow", "pillow-heif", "tifffile") 
 
 
 class Progress(BaseModel):
-    """What an unfinished array holds.
+    """What unfinished files of images hold.
 
     Attributes:
         items: so many of the source, the first, are read.
-        size: of the array's file up to then, in bytes.
+        sizes: of each file up to then, in bytes.
         broken: the positions of items that cannot be read → the reasons.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     items: int = 0
-    size: int = 0
+    sizes: list[int] = []
     broken: dict[int, Text] = {}
+
+    @property
+    def rows(self) -> int:
+        """How many images the files hold."""
+        return self.items - len(self.broken)
 
 
 class Unfinished:
@@ -49,68 +55,64 @@ class Unfinished:
 
     Args:
         folder: made if it is missing; an earlier process may have left its images there.
+        size: height and width of an image.
+        most: images of a file (`conr.data.writing.images_of_a_shard`).
 
     Attributes:
         folder: with all of it.
-        images: the .npy file.
         progress: what an earlier process has saved.
+        writer: appends images to it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, size: int, most: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.images, self._file = folder, folder / IMAGES, folder / "progress.json"
+        self.folder, self._file = folder, folder / "progress.json"
         self.progress, self._due = Progress(), time.monotonic() + INTERVAL
-        if self.images.exists() and self._file.exists():
-            with suppress(UserError):  # damaged: everything is read again
+        self.writer = ImageWriter(folder, size, most)
+        if self._file.exists():
+            with suppress(UserError, OSError):  # damaged: everything is read again
                 found = load_json(self._file, Progress, "")
-                if found.size <= self.images.stat().st_size:
+                if all(size <= self.writer.path(file).stat().st_size for file, size in enumerate(found.sizes)):
                     self.progress = found
-
-    @property
-    def rows(self) -> int:
-        """How many images the array has."""
-        return self.progress.items - len(self.progress.broken)
-
-    @contextmanager
-    def opened(self) -> Iterator[BinaryIO]:
-        """The array's file for writing, with the images that are whole and nothing behind them."""
-        self.images.touch()
-        with self.images.open("r+b") as file:
-            file.truncate(self.progress.size)
-            yield file
+                    self.writer = ImageWriter(folder, size, most, found.rows, found.sizes)
 
     def chunks(self, items: Sequence[Item]) -> Chunks:
-        """What `read_all` yields for all items; what the array holds is taken from there."""
-        done, broken = self.progress.items, self.progress.broken
-        with self.images.open("rb") as file:
-            if done:
-                np.lib.format.read_magic(file)
-                _, *shape = np.lib.format.read_array_header_1_0(file)[0]
-            for first in range(0, done, CHUNK):
-                numbers = range(first, min(first + CHUNK, done))
-                outcomes: list[Outcome] = [
-                    broken.get(number) or np.fromfile(file, np.uint8, math.prod(shape)).reshape(shape)
-                    for number in numbers
-                ]
-                yield items[numbers.start : numbers.stop], outcomes
+        """What `read_all` yields for all items; what an earlier process has saved is taken from there."""
+        done, broken, images = self.progress.items, self.progress.broken, self._images()
+        for first in range(0, done, CHUNK):
+            numbers = range(first, min(first + CHUNK, done))
+            outcomes: list[Outcome] = [broken.get(number) or next(images) for number in numbers]
+            yield items[numbers.start : numbers.stop], outcomes
         yield from read_all(items[done:])
 
-    def save(self, file: BinaryIO, items: int, broken: Mapping[int, str]) -> None:
-        """Save what was written to the array's file, if the last time is long enough ago."""
+    def _images(self) -> Iterator[NDArray[np.uint8]]:
+        """The images that an earlier process has saved, read one by one."""
+        left, shape = self.progress.rows, (self.writer.size, self.writer.size, 3)
+        for number in range(len(self.progress.sizes)):
+            with self.writer.path(number).open("rb") as file:
+                np.lib.format.read_magic(file)
+                np.lib.format.read_array_header_1_0(file)
+                for _ in range(min(left, self.writer.most)):
+                    yield np.fromfile(file, np.uint8, math.prod(shape)).reshape(shape)
+            left -= self.writer.most
+
+    def save(self, items: int, broken: Mapping[int, str]) -> None:
+        """Save what the writer has got, if the last time is long enough ago."""
         started = time.monotonic()
         if started < self._due:
             return
-        file.flush()
-        os.fsync(file.fileno())
-        write_json(self._file, Progress(items=items, size=file.tell(), broken=dict(broken)))
+        write_json(self._file, Progress(items=items, sizes=self.writer.sync(), broken=dict(broken)))
         finished = time.monotonic()
         self._due = finished + max((finished - started) / SAVING, INTERVAL)
 
-    def move_images(self, path: Path) -> None:
-        """Move the array, perhaps to another disk, and delete what else is in the folder."""
-        shutil.move(self.images, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    def move_images(self, folder: Path) -> None:
+        """Move the files of the images, perhaps to another disk, and delete what else is in the folder."""
+        for number in self.writer.files:
+            path = folder / self.writer.path(number).relative_to(self.folder)
+            path.parent.mkdir(exist_ok=True)
+            shutil.move(self.writer.path(number), path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -123,7 +125,7 @@ def fingerprint(source: Source, settings: Prepare, state: str) -> str:
         state: of the source's files, before they are read (`conr.data.folders.folder_state`).
     """
     digest = hashlib.sha256(state.encode())
-    digest.update(settings.model_dump_json(include={"image_size", "fit", "frames"}).encode())
+    digest.update(settings.model_dump_json(include={"image_size", "fit", "frames", "shard_size"}).encode())
     digest.update(f"{source.train_count}\0".encode())
     for item in source.items:
         digest.update(f"{item.file}\0".encode(errors="surrogateescape"))

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from conr.data.images import ImageSource
 from conr.embedding.session import PROVIDERS, Session, open_session, properties, run_batches
 from conr.errors import Note, UserError, one_line
 from conr.files import atomic_file
@@ -115,7 +116,7 @@ def open_embedder(path: Path, device: str, exact: bool = False) -> Session:
         return session
 
 
-def settle_precision(encoder: Path, asked: str, device: str, images: NDArray[np.uint8]) -> Format:
+def settle_precision(encoder: Path, asked: str, device: str, images: ImageSource) -> Format:
     """Settle in which precision a frozen network computes, and store it in its file.
 
     "auto" is bfloat16 where OpenVINO is installed and the processor computes in it, if the features are like those in

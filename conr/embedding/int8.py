@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quant_pre_process, quantize_static
 
+from conr.data.images import ImageSource
 from conr.embedding.nodes import NETWORK, declare
 from conr.embedding.session import INPUT, infer, open_session, properties
 from conr.errors import UserError
@@ -28,7 +29,7 @@ PRODUCTS = {"Gemm", "MatMul"}
 FIRST_CONVOLUTIONS = 6  # of a frozen network: they have few channels, and in int8 cost the most similarity
 
 
-def quantize(encoder: Path, images: NDArray[np.uint8], path: Path, observer: Observer = SILENT) -> float:
+def quantize(encoder: Path, images: ImageSource, path: Path, observer: Observer = SILENT) -> float:
     """Write the int8 form of an encoder and compare it with the original on images that it was not calibrated on.
 
     Args:
@@ -82,7 +83,7 @@ def quantize(encoder: Path, images: NDArray[np.uint8], path: Path, observer: Obs
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
     """Passes the chosen images to onnxruntime, batch by batch."""
 
-    def __init__(self, images: NDArray[np.uint8], chosen: NDArray[np.int64], observer: Observer) -> None:
+    def __init__(self, images: ImageSource, chosen: NDArray[np.int64], observer: Observer) -> None:
         self.images, self.observer = images, observer
         self.batches = iter([chosen[first : first + BATCH] for first in range(0, len(chosen), BATCH)])
 
@@ -111,7 +112,7 @@ def _around_the_network(model: onnx.ModelProto) -> list[str]:
 
 
 def _correct_mean(
-    model: onnx.ModelProto, original: onnx.ModelProto, images: NDArray[np.uint8], chosen: NDArray[np.int64], path: Path
+    model: onnx.ModelProto, original: onnx.ModelProto, images: ImageSource, chosen: NDArray[np.int64], path: Path
 ) -> None:
     """Add to the mean that is subtracted from a frozen network's features how much int8 changes their mean.
 
@@ -125,7 +126,7 @@ def _correct_mean(
 
 
 def _mean(
-    model: onnx.ModelProto, value: str, length: int, images: NDArray[np.uint8], chosen: NDArray[np.int64], path: Path
+    model: onnx.ModelProto, value: str, length: int, images: ImageSource, chosen: NDArray[np.int64], path: Path
 ) -> NDArray[np.float32]:
     """Mean over images of a value in a graph, (B, length); the graph up to it is written to a temporary file."""
     shortened = onnx.ModelProto()

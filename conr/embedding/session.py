@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from conr.data.images import ImageSource
 from conr.errors import UserError, one_line
 from conr.files import ArrayWriter, atomic_file
 from conr.models.backbones import Preprocessing
@@ -129,7 +130,7 @@ def _run(session: Session, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
     return rows
 
 
-def infer(session: Session, arrays: Iterable[NDArray[np.uint8]]) -> Generator[NDArray[np.float32], None, None]:
+def infer(session: Session, arrays: Iterable[ImageSource]) -> Generator[NDArray[np.float32], None, None]:
     """Embeddings of all images in order, several batches at a time in threads (onnxruntime releases Python's lock).
 
     While the caller uses a result or makes the next array the threads continue, but no further than two batches each:
@@ -138,7 +139,7 @@ def infer(session: Session, arrays: Iterable[NDArray[np.uint8]]) -> Generator[ND
 
     Args:
         session: an opened encoder.
-        arrays: each (N, S, S, 3) uint8, memory-mapped or not; a thread reads what is not in memory yet.
+        arrays: each (N, S, S, 3) uint8, memory-mapped or not, or in shards; a thread reads what is not in memory yet.
 
     Yields:
         (B, D) float32 rows of B images: unit vectors, or what else the file's only output is.
@@ -161,7 +162,7 @@ def infer(session: Session, arrays: Iterable[NDArray[np.uint8]]) -> Generator[ND
 
 def embed(
     session: Session,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     path: Path,
     observer: Observer = SILENT,
     name: str = "embed",

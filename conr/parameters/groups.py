@@ -79,6 +79,9 @@ class Prepare(Group):
     )
     image_size: int = Field(default=32, ge=4, le=1024, description="Height and width in the store, in pixels")
     fit: Literal["crop", "pad", "stretch"] = Field(default="crop", description="How an image is made square")
+    shard_size: int = Field(
+        default=0, ge=0, description="Above 0: the store has files of at most this many megabytes; 0: one file"
+    )
     max_broken: float = Field(
         default=0.1, ge=0, le=1, description="Largest share of unreadable images that is accepted"
     )

@@ -17,6 +17,7 @@ from conr.clustering.votes import assign_by_neighbors
 from conr.data.folders import images_below
 from conr.data.items import Item, paged
 from conr.data.store import load_manifest
+from conr.data.tars import samples_below
 from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.items import ItemImages
 from conr.embedding.engines.local import embed_here
@@ -28,6 +29,7 @@ from conr.errors import UserError
 from conr.evaluation.assignment import Assignment, assign
 from conr.files import load_array, sha256_of, write_table
 from conr.observer import SILENT, Observer
+from conr.parameters import Prepare
 from conr.pipeline.naming import load_clusters, present_names
 from conr.pipeline.records import read_record
 from conr.pipeline.sorting import Link, check_copies, check_target, check_writable, folder_names, sort_files
@@ -104,8 +106,9 @@ def assign_folder(
     link: Link = "none",
     engine: Engine = LOCAL,
     embeddings: Path | None = None,
+    webdataset: bool = False,
 ) -> Assigned:
-    """Assign every image below a folder to a cluster of a finished run.
+    """Assign every image below a folder, or in the tar files below it, to a cluster of a finished run.
 
     Args:
         workspace: of a finished run.
@@ -119,18 +122,21 @@ def assign_folder(
         engine: who embeds.
         embeddings: a folder in which embeddings and clusters stay, as shards (`conr.embedding.engines.shards`); those
             that are there are used. None for none.
+        webdataset: whether the images are in tar files (`conr.data.tars.samples_below`), not files.
 
     Raises:
-        UserError: there is no finished run or no readable image, the targets cannot be written to, or the engine
-            cannot be used.
+        UserError: there is no finished run or no readable image, the targets cannot be written to, the engine
+            cannot be used, or images in tar files should be copied.
     """
     _check_folder(folder)
     _check_output(output)
     what = f"--sort-into {sort_into}"
     if sort_into is not None:
+        if webdataset:
+            raise UserError(f"{what} cannot be used with --webdataset: it copies files; unpack the tar files first")
         check_target(sort_into, folder, what)
     encoder, names = open_encoder(workspace, device), present_names(workspace)
-    images, skipped = _images(workspace, folder, encoder)
+    images, skipped = _images(workspace, folder, encoder, webdataset)
     if sort_into is not None:
         known = {item.file for item in images.items}
         check_copies(sort_into, what, lambda name: name.partition("/")[2] in known)  # which cluster, is not known yet
@@ -160,8 +166,10 @@ def assign_share(
     embeddings: Path | None = None,
     device: str = "auto",
     observer: Observer = SILENT,
+    *,
+    webdataset: bool = False,
 ) -> Path:
-    """Embed and assign a share of the images below a folder, into shards that `assign_folder` uses.
+    """Embed and assign a share of the images, into shards that `assign_folder` uses, with the same folder and flags.
 
     Returns:
         The folder of the shards.
@@ -171,7 +179,7 @@ def assign_share(
     """
     _check_folder(folder)
     encoder = open_encoder(workspace, device)
-    images, _ = _images(workspace, folder, encoder)
+    images, _ = _images(workspace, folder, encoder, webdataset)
     with _shards(workspace, folder, encoder, images, engine, embeddings) as shards:
         write_shards(engine, workspace.encoder, device, images, shards, encoder.describe, observer, "assign")
     return shards.folder
@@ -182,8 +190,14 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is not a folder; name the one that holds the images")
 
 
-def _images(workspace: Workspace, folder: Path, encoder: Encoder) -> tuple[ItemImages, list[tuple[str, str]]]:
-    """The images below a folder; and (file, reason) of what is left out."""
+def _images(
+    workspace: Workspace, folder: Path, encoder: Encoder, webdataset: bool
+) -> tuple[ItemImages, list[tuple[str, str]]]:
+    """The images below a folder, or in the tar files below it; and (file, reason) of what is left out."""
+    if webdataset:
+        settings = {"source": "webdataset", "image_size": encoder.image_size, "fit": encoder.fit}
+        items, skipped = samples_below(folder, str(folder), Prepare.model_validate(settings))
+        return ItemImages(items, encoder.image_size), skipped
     found, skipped = images_below(folder, str(folder), encoder.image_size, encoder.fit)
     items, _ = paged(folder, found, _frames(workspace))
     return ItemImages(items, encoder.image_size), skipped
@@ -219,12 +233,20 @@ def _shards(
 
 
 def _fingerprint(folder: Path, images: ItemImages, frames: str) -> str:
-    """What differs where other images would be read: names, sizes and times of change."""
+    """What differs where other images would be read: names, and sizes and times of change of the files they are in."""
     digest = hashlib.sha256(frames.encode())
     for item in images.items:
-        status = os.stat(f"{folder}/{item.file}")  # noqa: PTH116
+        status = _status(f"{folder}/{item.file}")
         digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(item.file) + b"\0")
     return digest.hexdigest()
+
+
+def _status(path: str) -> os.stat_result:
+    """Of a file, or of the tar file that it is in."""
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except NotADirectoryError:
+        return _status(os.path.dirname(path))  # noqa: PTH120
 
 
 def _read(shards: Shards) -> tuple[list[str], Assignment]:

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conr.data.store import IMAGES, Store
+from conr.data.store import Store
 from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.images import StoreImages
 from conr.embedding.engines.run import write_shards
@@ -63,7 +63,8 @@ class StoreEmbedding:
             embed(session, self.store.images, target, self.observer, name)
             return
         shards = Shards.opened(folder, plan)
-        images = StoreImages(self.workspace.store / IMAGES, self.store.images, self.store.manifest.files)
+        path = self.workspace.store / self.store.manifest.images_file
+        images = StoreImages(path, self.store.images, self.store.manifest.files)
         write_shards(self.engine, encoder, self.own_device, images, shards, observer=self.observer, name=name)
         self.folders.append(folder)
         if target is not None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from conr.data.images import ImageSource
 from conr.evaluation.assignment import Assignment
 from conr.files import atomic_file
 from conr.observer import SILENT, Observer
@@ -27,7 +28,7 @@ def write_parquet(
     path: Path,
     files: Sequence[str],
     assignment: Assignment,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     *,
     labels: Sequence[str] | None = None,
     names: Mapping[int, str] | None = None,
@@ -47,7 +48,7 @@ def write_parquet(
         path: the .parquet file.
         files: the N names.
         assignment: of the N images.
-        images: (N, S, S, 3) uint8, memory-mapped or not.
+        images: (N, S, S, 3) uint8, memory-mapped or not, or in shards.
         labels: the N labels, empty where unknown; or None for no such column.
         names: those of clusters that have one; empty or None for no such column.
         positions: (N, 2) on the map; or None for no columns x and y.
@@ -73,7 +74,7 @@ def write_parquet(
             rows = slice(first, first + ROWS)
             columns: dict[str, Any] = {name: column[rows] for name, column in scalars.items()}
             paths = columns["file"]
-            thumbnails = pa.array(_thumbnails(images[rows]), pa.binary())
+            thumbnails = pa.array(_thumbnails(images, range(len(files))[rows]), pa.binary())
             columns["image"] = pa.StructArray.from_arrays([thumbnails, paths], fields=list(IMAGE))
             if neighbors is not None and embeddings is not None:
                 columns["neighbors"] = _neighbors(embeddings, rows, neighbors[rows])
@@ -146,9 +147,9 @@ def _neighbors(embeddings: NDArray[np.float32], rows: slice, found: NDArray[np.i
     return pa.StructArray.from_arrays(lists, fields=list(NEIGHBORS))
 
 
-def _thumbnails(images: NDArray[np.uint8]) -> Iterator[bytes]:
-    for pixels in images:
-        image = Image.fromarray(pixels)
+def _thumbnails(images: ImageSource, rows: range) -> Iterator[bytes]:
+    for row in rows:
+        image = Image.fromarray(images[row])
         image.thumbnail((EDGE, EDGE), Image.Resampling.BILINEAR, reducing_gap=1.0)
         buffer = io.BytesIO()
         if max(image.size) < PIXELATED_BELOW:

@@ -11,6 +11,7 @@ from conr.errors import UserError
 from conr.files import load_json
 from conr.pipeline.records import identity, read_record
 from conr.pipeline.workspace import RECORD, Record, Workspace
+from conr.text import counted
 
 COMPLETE, INCOMPLETE, DAMAGED, NOTHING = "complete", "incomplete", "damaged", "not run"
 
@@ -62,6 +63,7 @@ def _store(workspace: Workspace, verify: bool, wrong: list[str]) -> Left:
             store = open_store(workspace.store)
             written = _written(workspace.store / MANIFEST)
             state, holds = COMPLETE, f"{store.manifest.count:,} images of {store.manifest.source}"
+            holds += f" in {counted(store.manifest.shards, 'shard')}" if store.manifest.shards else ""
             if verify:
                 verify_store(store, workspace.store)
     except (UserError, OSError) as error:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from conr.data.images import ImageSource
 from conr.evaluation.agreement import label_scores
 from conr.evaluation.scores import cluster_sizes, feature_std, size_entropy
 from conr.frameworks import framework_class
@@ -111,7 +112,7 @@ def neighbor_search(parameters: FinetuneStage) -> Search:
 
 def finetune(
     model: Siamese,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     labels: NDArray[np.int64] | None,
     parameters: FinetuneStage,
     first_epoch: int,

@@ -18,6 +18,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from PIL import Image
 
+from conr.data.images import ImageSource
 from conr.evaluation.scores import AGREEMENT, SCORES
 from conr.files import atomic_file
 from conr.report.fonts import drawable, installed_fonts
@@ -188,7 +189,7 @@ def map_colors(medians: NDArray[np.float32]) -> list[str]:
 
 
 @installed_fonts()
-def gallery_figure(images: Pixels, order: list[list[int]]) -> Figure:
+def gallery_figure(images: ImageSource, order: list[list[int]]) -> Figure:
     """One row of the most typical images per cluster, pixel by pixel: 24 images of 30 clusters at most.
 
     Args:
@@ -213,7 +214,7 @@ def gallery_figure(images: Pixels, order: list[list[int]]) -> Figure:
     return figure
 
 
-def montage(images: Pixels, order: Sequence[Sequence[int] | NDArray[np.int64]], gap: int = GAP) -> Pixels:
+def montage(images: ImageSource, order: Sequence[Sequence[int] | NDArray[np.int64]], gap: int = GAP) -> Pixels:
     """Tiles on white, (height, width, 3) uint8: a row of tiles per list of indices."""
     height, width = tile_size(*images.shape[1:3])
     columns = max([1, *map(len, order)])

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from conr.data.images import ImageSource
 from conr.report.figures import CLUSTER_COLORS, map_colors
 from conr.report.sprites import COLUMNS, sprites
 
@@ -23,7 +24,7 @@ class ImageMap:
     """Images in a plane.
 
     Attributes:
-        images: (N, S, S, 3) uint8, memory-mapped or not: the store.
+        images: (N, S, S, 3) uint8, memory-mapped or not, or in shards: the store.
         points: (M,) int64, which of them are on the map; at most 65,535.
         positions: (M, 2) float32.
         clusters: (M,) int64.
@@ -34,7 +35,7 @@ class ImageMap:
         neighbors: (M, k) int64, the nearest other points of each point, the nearest first, as numbers of points.
     """
 
-    images: NDArray[np.uint8]
+    images: ImageSource
     points: NDArray[np.int64]
     positions: NDArray[np.float32]
     clusters: NDArray[np.int64]

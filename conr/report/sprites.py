@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from conr.data.images import ImageSource
+
 COLUMNS = 32  # tiles of a sheet in each direction
 PROBE = 16  # the same of the sheet from which the size of all is estimated
 BYTES = 7_000_000  # of all sheets together
@@ -32,14 +34,14 @@ class Sprites:
     sheets: list[bytes]
 
 
-def sprites(images: NDArray[np.uint8], order: NDArray[np.int64], limit: int = BYTES) -> Sprites:
+def sprites(images: ImageSource, order: NDArray[np.int64], limit: int = BYTES) -> Sprites:
     """Reduce some images to tiles, as large and good as all of them can be in so many bytes.
 
     Every pixel of a tile is the mean of the pixels that it covers. Images are never enlarged; small ones keep their
     pixels where there is room.
 
     Args:
-        images: (N, S, S, 3) uint8, memory-mapped or not; they are read in bounded memory.
+        images: (N, S, S, 3) uint8, memory-mapped or not, or in shards; they are read in bounded memory.
         order: (M,) which images, in the order of the tiles, row by row and sheet by sheet.
         limit: bytes of all sheets.
     """
@@ -57,13 +59,13 @@ def sprites(images: NDArray[np.uint8], order: NDArray[np.int64], limit: int = BY
     return Sprites(edge, [_encoded(_sheet(images, part, COLUMNS, edge), quality) for part in parts])
 
 
-def _sheet(images: NDArray[np.uint8], order: NDArray[np.int64], columns: int, edge: int) -> NDArray[np.uint8]:
+def _sheet(images: ImageSource, order: NDArray[np.int64], columns: int, edge: int) -> NDArray[np.uint8]:
     """(rows · edge, columns · edge, 3) uint8, the rest of the last row black."""
     rows = [_row(images, order[first : first + columns], columns, edge) for first in range(0, len(order), columns)]
     return np.concatenate(rows)
 
 
-def _row(images: NDArray[np.uint8], order: NDArray[np.int64], columns: int, edge: int) -> NDArray[np.uint8]:
+def _row(images: ImageSource, order: NDArray[np.int64], columns: int, edge: int) -> NDArray[np.uint8]:
     """A row of tiles, reduced at once: no pixel covers parts of two tiles, so that none mixes with the next."""
     size = images.shape[1]
     strip = np.zeros((size, columns, size, 3), dtype=np.uint8)

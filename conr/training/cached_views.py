@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from conr.data.images import ImageSource
 from conr.embedding.session import Session, infer
 from conr.files import atomic_file
 from conr.models.siamese import to_pixels
@@ -20,7 +21,7 @@ BLOCK = 2**20  # pixels that are augmented at a time
 
 def write_views(
     session: Session,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     views: Views,
     crop_scale: float,
     count: int,
@@ -34,7 +35,7 @@ def write_views(
 
     Args:
         session: an encoder of images of this size.
-        images: (N, S, S, 3) uint8, memory-mapped or not.
+        images: (N, S, S, 3) uint8, memory-mapped or not, or in shards.
         views: the ranges of the augmentations.
         crop_scale: the smallest share of an image's area that a crop covers.
         count: V.
@@ -56,9 +57,7 @@ def write_views(
             observer.step_done(len(rows))
 
 
-def _views(
-    images: NDArray[np.uint8], views: Views, crop_scale: float, count: int, seed: int
-) -> Iterator[NDArray[np.uint8]]:
+def _views(images: ImageSource, views: Views, crop_scale: float, count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
     """All images in one random view each, then all in the next, some at a time: (B, S, S, 3) uint8."""
     height, width = images.shape[1:3]
     step = max(BLOCK // (height * width), 1)

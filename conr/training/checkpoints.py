@@ -28,6 +28,7 @@ CODE = Path(__file__).parents[1]
 # What a training and its scores can depend on, of conr's code. A test compares it with what the stages import.
 DEPENDENCIES = (
     "clustering",
+    "data/images.py",
     "data/store.py",
     "evaluation",
     "frameworks",

@@ -1,24 +1,23 @@
 """Where and in which number format to compute, chosen once per stage."""
 
 import ctypes
-import os
 import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from conr.data.images import ImageSource, ShardedImages
 from conr.errors import UserError
 from conr.models.siamese import Network, to_pixels
 from conr.models.world import World
-from conr.processes import processor
+from conr.processes import machine_memory, processor
 
 FEATURE_BATCH = 1024  # images
 FEATURE_PIXELS = 2**23  # of a batch on a GPU: enough work to fill it, at 64 channels of bfloat16 1 GB a map
+LOADED = 256  # images that are copied to a GPU at a time
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
@@ -55,38 +54,45 @@ class Compute:
         """A context in which convolutions and products run in the chosen precision."""
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32)
 
-    def load_images(self, images: NDArray[np.uint8]) -> Tensor:
-        """The packed images as a tensor: on the device if they take less than half of its free memory."""
-        tensor = torch.from_numpy(images)
-        if self.device.type == "cuda" and tensor.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
-            return tensor.to(self.device)
-        return tensor
+    def load_images(self, images: ImageSource) -> Tensor | ShardedImages:
+        """The packed images as a tensor: on the device if they take less than half of its free memory.
 
-    def streams(self, images: Tensor) -> bool:
-        """Whether batches of images are read ahead of the training: those not on the GPU, or above half of the memory.
-
-        It changes no result.
+        Shards that are not loaded onto a GPU stay what they are.
         """
+        if self.device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 2:
+            loaded = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
+            for first in range(0, len(images), LOADED):
+                loaded[first : first + LOADED] = torch.from_numpy(images[first : first + LOADED])
+            return loaded
+        return images if isinstance(images, ShardedImages) else torch.from_numpy(images)
+
+    def streams(self, images: Tensor | ShardedImages) -> bool:
+        """Whether batches are read ahead of the training, which changes no result.
+
+        They are where images are in shards, not on the GPU, or on a CPU above half of the memory (`machine_memory`).
+        """
+        if isinstance(images, ShardedImages):
+            return True
         if self.device.type == "cpu":
-            return images.nbytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+            return images.nbytes > machine_memory() / 2
         return images.device.type == "cpu"
 
-    def feature_batch(self, images: Tensor) -> int:
+    def feature_batch(self, images: Tensor | ShardedImages) -> int:
         """How many of (N, H, W, 3) images to embed at a time."""
         if self.device.type == "cpu":
             return FEATURE_BATCH
         return max(FEATURE_PIXELS // (images.shape[1] * images.shape[2]), 1)
 
-    def batch(self, images: Tensor, indices: Tensor) -> Tensor:
+    def batch(self, images: Tensor | ShardedImages, indices: Tensor) -> Tensor:
         """The images at the indices (both wherever `load_images` put the images), on the device."""
-        batch = images[indices]
+        batch = images[indices] if isinstance(images, Tensor) else torch.from_numpy(images[indices.numpy()])
         if batch.device.type != self.device.type:
             batch = batch.pin_memory().to(self.device, non_blocking=True)  # pinned: the host need not wait
         return batch
 
 
 @torch.no_grad()
-def clean_features(network: Network, images: Tensor, compute: Compute) -> Tensor:
+def clean_features(network: Network, images: Tensor | ShardedImages, compute: Compute) -> Tensor:
     """l2-normalized features of all images, not augmented, with the network in evaluation mode.
 
     Of several processes each embeds its share, and has the features of all.
@@ -101,7 +107,8 @@ def clean_features(network: Network, images: Tensor, compute: Compute) -> Tensor
     network.eval()
     parts = []
     # Equal shares: the last image fills them up.
-    everything = torch.arange(-(-count // world.size) * world.size, device=images.device).clamp(max=count - 1)
+    device = images.device if isinstance(images, Tensor) else "cpu"
+    everything = torch.arange(-(-count // world.size) * world.size, device=device).clamp(max=count - 1)
     for indices in torch.split(world.rows(everything), compute.feature_batch(images)):
         with compute.autocast():
             features = network(to_pixels(compute.batch(images, indices)))

@@ -9,6 +9,7 @@ import time
 import torch
 from torch import Tensor
 
+from conr.data.images import ShardedImages
 from conr.errors import UserError
 from conr.models.batch_norm import synchronize_batch_norm
 from conr.models.world import World
@@ -91,7 +92,7 @@ def _resume(checkpoint: Checkpoint, step: TrainingStep, world: World) -> list[Ro
     return history
 
 
-def _batches(images: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+def _batches(images: Tensor | ShardedImages, batch_size: int, generator: torch.Generator) -> Tensor:
     """The indices of an epoch's whole batches, (steps, B) int64 on the generator's device."""
     steps = len(images) // batch_size
     return shuffled(images, generator)[: steps * batch_size].view(steps, batch_size)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conr.clustering.kmeans import kmeans_tensors
+from conr.data.images import ImageSource, ShardedImages
 from conr.frameworks import Framework
 from conr.models.siamese import Outputs, Siamese
 from conr.models.world import World
@@ -27,14 +28,14 @@ class Context:
 
     Attributes:
         model: the networks, on the device.
-        images: (N, H, W, 3) uint8, where `compute.load_images` put them.
+        images: (N, H, W, 3) uint8, as `compute.load_images` gives them.
         labels: (N,) int64 for the log only, −1 where unknown; or None.
         compute: device and number format.
         observer: notified of what is computed.
     """
 
     model: Siamese
-    images: Tensor
+    images: Tensor | ShardedImages
     labels: NDArray[np.int64] | None
     compute: Compute
     observer: Observer
@@ -43,7 +44,7 @@ class Context:
     def on_device(
         cls,
         model: Siamese,
-        images: NDArray[np.uint8],
+        images: ImageSource,
         labels: NDArray[np.int64] | None,
         parameters: PretrainStage | FinetuneStage,
         observer: Observer,

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conr.clustering.kmeans import kmeans_tensors
+from conr.data.images import ImageSource
 from conr.evaluation.agreement import label_scores
 from conr.evaluation.scores import feature_std
 from conr.frameworks import framework_class
@@ -62,7 +63,7 @@ def examined(epoch: int, epochs: int) -> bool:
 
 def pretrain(
     model: Siamese,
-    images: NDArray[np.uint8],
+    images: ImageSource,
     labels: NDArray[np.int64] | None,
     parameters: PretrainStage,
     checkpoint: Checkpoint,

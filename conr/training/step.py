@@ -116,7 +116,10 @@ class TrainingStep:
     def __call__(self) -> None:
         """Make a step."""
         traced = self.observer.traced
-        pixels = self.images[self._world.rows(self._indices)] if self._reader is None else self._pixels
+        if self._reader is None and isinstance(self.images, Tensor):
+            pixels = self.images[self._world.rows(self._indices)]
+        else:
+            pixels = self._pixels
         views, own = self.generators
         settings, crop_scale = self.recipe.views, self.recipe.settings.crop_scale
         first, second = self._parts.views(pixels, settings, crop_scale, views, self.observer, self._view_size)

@@ -7,11 +7,13 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from conr.data.images import ShardedImages
+
 WHOLE = 2**36  # bytes of images that are shuffled as a whole; of more, shards are
 SHARD, SHARDS = 2**26, 64  # bytes of a shard; so many are shuffled together
 
 
-def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
+def shuffled(images: Tensor | ShardedImages, generator: torch.Generator) -> Tensor:
     """The order of an epoch: a permutation of the (N, H, W, 3) images, (N,) int64 on the generator's device.
 
     More images than `WHOLE` are shuffled by shards, which are contiguous in the file, and within groups of shards: what
@@ -34,15 +36,15 @@ class ReadAhead:
     For a GPU the buffers are pinned, so that it fetches them while it computes and the host need not wait.
 
     Args:
-        images: (N, H, W, 3) uint8 in host memory, as a rule memory-mapped.
+        images: (N, H, W, 3) uint8 in shards, or in host memory, as a rule memory-mapped.
         size: B, of a batch.
         device: which the batches are for.
     """
 
-    def __init__(self, images: Tensor, size: int, device: torch.device) -> None:
+    def __init__(self, images: Tensor | ShardedImages, size: int, device: torch.device) -> None:
         self.images, pinned = images, device.type == "cuda"
         shape = (size, *images.shape[1:])
-        self._buffers = [torch.empty(shape, dtype=images.dtype, pin_memory=pinned) for _ in range(2)]
+        self._buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(2)]
         self._fetched = [torch.cuda.Event() for _ in range(2)] if pinned else []  # type: ignore[no-untyped-call]
         self._thread = ThreadPoolExecutor(1, "images")
 
@@ -66,4 +68,10 @@ class ReadAhead:
         """Begin to read a batch, once its buffer is free."""
         if self._fetched:
             self._fetched[number % 2].synchronize()
-        return self._thread.submit(torch.index_select, self.images, 0, indices, out=self._buffers[number % 2])
+        return self._thread.submit(self._fill, self._buffers[number % 2], indices)
+
+    def _fill(self, buffer: Tensor, indices: Tensor) -> Tensor:
+        if isinstance(self.images, Tensor):
+            return torch.index_select(self.images, 0, indices, out=buffer)
+        self.images.take(indices.numpy(), buffer.numpy())
+        return buffer

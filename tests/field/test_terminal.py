@@ -53,7 +53,7 @@ def test_names_in_a_summary_are_shown_each_on_its_line(
     found = Assigned(["a.png"], Clusters(), broken, skipped, "float32")  # type: ignore[arg-type]
     monkeypatch.setattr(sorting, "assign_folder", lambda *_, **__: found)
     monkeypatch.chdir(tmp_path)
-    cli.run("assign", tmp_path, tmp_path / "table.csv", None, "none", "cpu", None, LOCAL)
+    cli.run("assign", tmp_path, tmp_path / "table.csv", None, "none", "cpu", None, False, LOCAL)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == rf"1 image cannot be read, the first: {SHOWN}\n.png: empty file"
     assert lines[3] == rf"  {SHOWN}\nError: gone.txt: no image"

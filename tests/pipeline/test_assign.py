@@ -41,7 +41,9 @@ class Project:
     output: Path
 
     def assign(self, sort_into: Path | None = None) -> str:
-        return sorting.assign(self.workspace, self.images, self.output, sort_into, "none", "cpu", None, LOCAL, SILENT)
+        return sorting.assign(
+            self.workspace, self.images, self.output, sort_into, "none", "cpu", None, False, LOCAL, SILENT
+        )
 
     def rows(self) -> dict[str, dict[str, str]]:
         return {row["file"]: row for row in table(self.output)}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conr.data import items, unfinished
+from conr.data import items, unfinished, writing
 from conr.data.decode import decode
 from conr.data.folders import folder_state
 from conr.data.sources import open_source
@@ -25,20 +25,22 @@ from conr.pipeline.prepare import prepare
 from conr.pipeline.workspace import Workspace
 
 COUNT, SIZE, KILLED_AT = 200, 8, 150
-# The folder of this file, that of the photos, the root of the workspace, the image before which it kills itself.
+SHARD = 50 * SIZE**2 * 3  # bytes
+# The folder of this file, that of the photos, the root of the workspace, the image before which it kills itself, and
+# the size of shards.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_killed_prepare import items, decode, parameters, prepare, unfinished, Workspace
+from test_killed_prepare import items, decode, parameters, prepare, unfinished, writing, SHARD, Workspace
 
 def deadly(path, *others, **named):
     if path.endswith(sys.argv[4]):
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(path, *others, **named)
 
-items.decode, unfinished.INTERVAL, unfinished.SAVING = deadly, 0, 1e9
-prepare(Workspace.at(Path(sys.argv[3])), parameters(Path(sys.argv[2])))
+items.decode, unfinished.INTERVAL, unfinished.SAVING, writing.MEGABYTE = deadly, 0, 1e9, SHARD
+prepare(Workspace.at(Path(sys.argv[3])), parameters(Path(sys.argv[2]), shard_size=int(sys.argv[5])))
 """
 
 
@@ -63,12 +65,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def kill_one(photos: Path, root: Path, shard_size: int = 0) -> None:
+    """Run a process in a workspace that is killed after 150 images."""
+    file = open_source(parameters(photos).prepare).items[KILLED_AT].file
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(photos), str(root), file, str(shard_size)]
+    assert subprocess.run(command, timeout=90, check=False).returncode == -signal.SIGKILL
+
+
 @pytest.fixture(scope="module")
 def killed_once(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which a process was killed after 150 images. Not to be written to."""
-    root, file = tmp_path_factory.mktemp("killed"), open_source(parameters(photos).prepare).items[KILLED_AT].file
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(photos), str(root), file]
-    assert subprocess.run(command, timeout=90, check=False).returncode == -signal.SIGKILL
+    """A workspace in which a process was killed. Not to be written to."""
+    root = tmp_path_factory.mktemp("killed")
+    kill_one(photos, root)
     return root
 
 
@@ -106,7 +114,7 @@ class Progress(Observer):
 
 
 def contents(workspace: Workspace) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in workspace.store.iterdir()}
+    return {path.name: path.read_bytes() for path in workspace.store.rglob("*.*")}
 
 
 def unfinished_in(workspace: Workspace) -> list[Path]:
@@ -137,12 +145,33 @@ def test_the_next_run_decodes_only_what_is_missing_and_packs_the_same_bytes(
     assert unfinished_in(killed) == []
 
 
+def test_shards_that_are_whole_are_kept_and_the_others_are_the_same_bytes(
+    photos: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "MEGABYTE", SHARD)
+    killed, whole = (Workspace.at(tmp_path / name) for name in ("killed", "whole"))
+    kill_one(photos, killed.root, shard_size=1)
+    (folder,) = unfinished_in(killed)
+    kept = {path.name: path.stat() for path in sorted((folder / "images").iterdir())[:-1]}
+    assert list(kept) == ["00000.npy", "00001.npy"], "of 135 images the last 35 are in a shard that is not whole"
+    prepare(killed, parameters(photos, shard_size=1))
+    assert 0 < len(decoded) < COUNT
+    for name, before in kept.items():
+        after = (killed.store / "images" / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "it was moved, not written"
+    prepare(whole, parameters(photos, shard_size=1))
+    assert contents(killed) == contents(whole)
+    assert len(contents(killed)) == 2 + 4
+    assert unfinished_in(killed) == []
+
+
 @pytest.mark.parametrize("damaged", ["images.npy", "progress.json"])
 def test_what_is_not_whole_is_not_taken_over(
     photos: Path, killed: Workspace, expected: dict[str, bytes], decoded: list[str], damaged: str
 ) -> None:
     (folder,) = unfinished_in(killed)
-    os.truncate(folder / damaged, unfinished.Unfinished(folder).progress.size - 1 if damaged == "images.npy" else 9)
+    (saved,) = unfinished.Unfinished(folder, SIZE, writing.ONE_FILE).progress.sizes
+    os.truncate(folder / damaged, saved - 1 if damaged == "images.npy" else 9)
     prepare(killed, parameters(photos))
     assert len(decoded) == COUNT
     assert contents(killed) == expected

@@ -1,7 +1,9 @@
 """A run's images as WebDataset tar files: whole, the same bytes each time, read back as the same store."""
 
 import json
+import os
 import tarfile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from clustered_run import SIZE, finish, packed_photos, write_photos
-from project import refused, tiny
+from project import refused, table, tiny
 from recorder import Recorder
 
 from conr.data.store import open_store
+from conr.embedding.engines.settings import Engine
 from conr.errors import UserError
+from conr.pipeline.assign import assign_folder, assign_share
 from conr.pipeline.prepare import prepare
 from conr.pipeline.renaming import name_clusters
 from conr.pipeline.tars import TABLE, write_tars
@@ -106,6 +110,37 @@ def test_images_that_are_no_files_of_a_folder_are_written_as_png(
     write_tars(second, photos, tmp_path / "again")
     third = read_back(tmp_path / "again", tmp_path / "third")
     np.testing.assert_array_equal(open_store(third.store).images, open_store(run.store).images)
+
+
+def test_new_images_in_tar_files_go_to_the_clusters_of_the_same_files(
+    run: Workspace, photos: Path, tmp_path: Path
+) -> None:
+    out, kept = tmp_path / "out", tmp_path / "embeddings"
+    write_tars(run, photos, out, shard=600)
+    assign_folder(run, photos, tmp_path / "files.csv", device="cpu")
+    for name in ("members", "again"):
+        found = assign_folder(run, out, tmp_path / f"{name}.csv", device="cpu", embeddings=kept, webdataset=True)
+        assert found.skipped == [(TABLE, "not a tar file by the suffix of its name")]
+    assert (tmp_path / "members.csv").read_bytes() == (tmp_path / "again.csv").read_bytes()
+    files = {f"{row['shard']}/{row['key']}.png": row["file"] for row in pq.read_table(out / TABLE).to_pylist()}
+    rows = [{**row, "file": files[row["file"]]} for row in table(tmp_path / "members.csv")]
+    assert sorted(rows, key=itemgetter("file")) == table(tmp_path / "files.csv")
+    tar = next(out.rglob("*.tar"))
+    os.utime(tar, (0, 0))
+    with pytest.raises(UserError, match="holds shards of other images"):
+        assign_folder(run, out, tmp_path / "again.csv", device="cpu", embeddings=kept, webdataset=True)
+
+
+def test_new_images_in_tar_files_can_be_shared_and_are_not_copied(
+    run: Workspace, photos: Path, project: Path, tmp_path: Path
+) -> None:
+    write_tars(run, photos, tmp_path / "out")
+    shards = assign_share(run, tmp_path / "out", Engine(shard="1/1"), device="cpu", webdataset=True)
+    assert len(list(shards.glob("*.parquet"))) == 1
+    message = refused(project, "assign", str(photos), "--webdataset", "--sort-into", "sorted")
+    assert "--sort-into sorted cannot be used with --webdataset: it copies files" in message
+    with pytest.raises(UserError, match="holds no tar file with an image"):
+        assign_folder(run, photos, tmp_path / "table.csv", device="cpu", webdataset=True)
 
 
 def test_two_exports_are_equal_to_the_byte(run: Workspace, photos: Path, tmp_path: Path) -> None:

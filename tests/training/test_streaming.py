@@ -99,12 +99,16 @@ def test_a_batch_is_read_while_the_one_before_is_used_and_no_further() -> None:
         assert asked == [2 * row for row in range(min(number + 2, 5))]
 
 
-def test_images_above_half_of_the_memory_are_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_above_half_of_the_memory_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = Compute(CPU, torch.float32)
     assert not compute.streams(blank(10))
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": ROW, "SC_PHYS_PAGES": 20}.__getitem__)
     assert not compute.streams(blank(10))
     assert compute.streams(blank(11))
+    monkeypatch.setattr("conr.processes.GROUPS", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{10 * ROW}")
+    assert compute.streams(blank(6)), "in a container"
+    assert not compute.streams(blank(5))
     on_gpu = Compute(torch.device("cuda"), torch.float32)
     assert on_gpu.streams(blank(1))
     assert not on_gpu.streams(torch.empty(1, 2, 2, 3, dtype=torch.uint8, device="meta"))

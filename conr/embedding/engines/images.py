@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from conr.data.images import ImageSource, open_images
+
 
 class Pixels(NamedTuple):
     """The images of a part.
@@ -46,13 +48,13 @@ class StoreImages:
     """The images of a packed store.
 
     Attributes:
-        path: of the store's array, from which other processes read.
-        images: (N, S, S, 3) uint8, memory-mapped.
+        path: of the store's array or table of shards, from which other processes read.
+        images: (N, S, S, 3) uint8, memory-mapped or in shards.
         files: the N names.
     """
 
     path: Path
-    images: NDArray[np.uint8]
+    images: ImageSource
     files: Sequence[str]
 
     @property
@@ -68,20 +70,19 @@ class StoreImages:
         return self.files[rows.start : rows.stop]
 
     def read(self, parts: Sequence[range]) -> Generator[Pixels, None, None]:
-        """Parts of the memory-mapped array; who computes with them reads them."""
+        """Parts, as a rule memory-mapped; who computes with them reads them."""
         for part in parts:
             yield Pixels(self.images[part.start : part.stop], [""] * len(part))
 
     def reader(self, part: range) -> Callable[[], Pixels]:
         """What reads a part, in another process too."""
-        return partial(_read_rows, str(self.path.resolve()), part)
+        return partial(_read_rows, self.path.resolve(), self.size, part)
 
 
 @cache
-def _opened(path: str) -> NDArray[np.uint8]:
-    array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return array
+def _opened(path: Path, size: int) -> ImageSource:
+    return open_images(path, size, "run conr prepare again, and give every node the same store")
 
 
-def _read_rows(path: str, part: range) -> Pixels:
-    return Pixels(_opened(path)[part.start : part.stop], [""] * len(part))
+def _read_rows(path: Path, size: int, part: range) -> Pixels:
+    return Pixels(_opened(path, size)[part.start : part.stop], [""] * len(part))

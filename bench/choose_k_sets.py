@@ -66,7 +66,7 @@ def known_sets(part: str, photos: Path, cifar10: Path | None, state: Path) -> It
         yield KnownSet(part, "pixels", "all", CLASSES, lambda: pixels)
     for draw in DRAWS[part]:
         yield from drawn(part, "pixels", draw, labels, DIGITS, partial(_rows, pixels))
-    for features in photo_features.TRAINED:
+    for features in (photo_features.BYOL, photo_features.CONNR):
         for draw in DRAWS[part]:
             path = photo_features.path(photos / "digits", features, draw)
             if path.exists():

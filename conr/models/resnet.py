@@ -1,16 +1,16 @@
 """torchvision's ResNets without a classifier, of any width, with a stem for small images."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 BLOCKS_PER_STAGE = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
-BLOCKS: dict[str, type[BasicBlock | Bottleneck]] = {
-    "resnet18": BasicBlock,
-    "resnet34": BasicBlock,
-    "resnet50": Bottleneck,
-}
+BOTTLENECKS = {"resnet50"}  # built of Bottleneck, the others of BasicBlock
 
 
 class Encoder(nn.Module):
@@ -43,7 +43,10 @@ class Encoder(nn.Module):
             raise ValueError(f"stem must be 'cifar' or 'imagenet', not {stem!r}")
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        block, counts = BLOCKS[architecture], BLOCKS_PER_STAGE[architecture]
+        from torchvision.models.resnet import BasicBlock, Bottleneck  # takes more than a second; not all stages need it
+
+        block: type[BasicBlock | Bottleneck] = Bottleneck if architecture in BOTTLENECKS else BasicBlock
+        counts = BLOCKS_PER_STAGE[architecture]
         self.layer1 = _stage(block, width, width, counts[0], stride=1)
         self.layer2 = _stage(block, block.expansion * width, 2 * width, counts[1], stride=2)
         self.layer3 = _stage(block, block.expansion * 2 * width, 4 * width, counts[2], stride=2)
@@ -88,9 +91,9 @@ class _Strided(nn.Conv2d):
         return F.conv2d(input, self.weight, None, stride, self.padding)
 
 
-def _stage(block: type[BasicBlock | Bottleneck], inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
+def _stage(block: "type[BasicBlock | Bottleneck]", inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
     outputs = block.expansion * planes
-    shortcut, strided = None, "conv1" if block is BasicBlock else "conv2"
+    shortcut, strided = None, "conv1" if block.expansion == 1 else "conv2"
     if stride != 1 or inputs != outputs:
         convolution = nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False)
         shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))

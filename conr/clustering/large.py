@@ -85,7 +85,7 @@ def graph_clusters_large(
 ) -> LargeClustering:
     """Clusters of the graph of a sample (`graph_clusters`), and of every vector by the votes of its neighbors in it.
 
-    The neighbors are found in an index of lists (faiss IVF) of the sample. A vector of the sample keeps its cluster.
+    The neighbors are found in lists of similar vectors of the sample. A vector of the sample keeps its cluster.
 
     Args:
         vectors: N unit vectors.

@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from conr.neighbors.lists import index_of_lists
+from conr.neighbors.lists import Lists
 from conr.observer import SILENT, Observer
 
 NEIGHBORS = 10  # that vote, at most
@@ -66,8 +66,8 @@ class Voters:
 
     Args:
         stored, clusters, count, neighbors: as there.
-        approximate: find neighbors in an index of lists: some percent are missed, and the time of a sample hardly grows
-            with the number of stored ones.
+        approximate: find neighbors in lists of similar samples: some percent are missed, and the time of a sample
+            hardly grows with the number of stored ones.
 
     Raises:
         ValueError: as there.
@@ -85,17 +85,16 @@ class Voters:
         _check(stored, clusters, count, neighbors)
         self.clusters, self.count, self.number = clusters, count, min(neighbors, len(stored))
         stored = np.ascontiguousarray(stored, np.float32)
-        self._index = index_of_lists(stored) if approximate else faiss.IndexFlatIP(stored.shape[1])
-        self._index.add(stored)
+        self.dimension = stored.shape[1]
+        self._index = Lists(stored) if approximate else _flat(stored)
 
     def assign(self, embeddings: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(M,) clusters of (M, D) embeddings, and confidences; in memory that grows with M · count."""
-        if embeddings.ndim != 2 or embeddings.shape[1] != self._index.d:
-            raise ValueError(f"embeddings must have shape (M, {self._index.d}), got {embeddings.shape}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension:
+            raise ValueError(f"embeddings must have shape (M, {self.dimension}), got {embeddings.shape}")
         if not np.isfinite(embeddings).all():
             raise ValueError("embeddings must be finite")
         scores, found = self._index.search(np.ascontiguousarray(embeddings, np.float32), self.number)
-        scores[found < 0] = -np.inf  # lists with fewer samples: no vote
         order = np.lexsort((found, -scores), axis=1)
         scores, voters = np.take_along_axis(scores, order, 1), self.clusters[np.take_along_axis(found, order, 1)]
         votes = np.zeros((len(scores), self.count), np.float32)
@@ -104,6 +103,12 @@ class Voters:
         votes /= votes.sum(1, keepdims=True)
         assigned = np.where(scores[:, 0] >= SAME, voters[:, 0], votes.argmax(1))
         return assigned, np.take_along_axis(votes, assigned[:, None], 1)[:, 0]
+
+
+def _flat(stored: NDArray[np.float32]) -> faiss.IndexFlatIP:
+    index = faiss.IndexFlatIP(stored.shape[1])
+    index.add(stored)
+    return index
 
 
 def _check(stored: NDArray[np.float32], clusters: NDArray[np.int64], count: int, neighbors: int) -> None:

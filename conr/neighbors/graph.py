@@ -86,8 +86,8 @@ def conaff_nodes(
         features: (N, D) float32 unit vectors.
         settings: k1, k2 and the rest.
         neighbors: as for `conaff_graph`.
-        approximate: search the nearest neighbors in an index of lists: some percent are missed, and the cost of a
-            sample hardly grows with N.
+        approximate: search the nearest neighbors in lists of similar samples: some percent are missed, and the cost
+            of a sample hardly grows with N.
         reciprocal: propagate only along edges of samples that are both among the k2 nearest of the other. Other edges
             lead from small groups into large ones.
         entries: how many entries of a row each step keeps, the largest; of equal ones the first. None keeps all.
@@ -107,7 +107,8 @@ def conaff_nodes(
         check_neighbors(neighbors, count, settings.k1)
         parts = given_neighbors(neighbors[:, : settings.k1], ROWS)
     else:
-        parts = (approximate_neighbors if approximate else exact_neighbors)(features, settings.k1, ROWS)
+        k1 = settings.k1
+        parts = approximate_neighbors(features, k1) if approximate else exact_neighbors(features, k1, ROWS)
     rankings = []
     for part in parts:
         rankings.append(part)

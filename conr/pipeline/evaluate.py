@@ -37,7 +37,6 @@ from conr.training.log import read_log, write_log
 
 NEIGHBORS = 30  # nearest images of each, at most: the graph needs so many
 MOST_COMPARED = 30_000  # images of which all pairs are compared to find them; of more an index is searched
-ROWS = 4096  # images whose neighbors are searched at a time
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
 AGAIN = "run conr extract again"
 PLOTTED = ("epoch", "loss", *AGREEMENT, "feature_std", "size_entropy")  # columns that dvc plots looks for
@@ -110,7 +109,7 @@ def _nearest(embeddings: NDArray[np.float32]) -> NDArray[np.int64] | None:
         return None
     found = None
     if len(embeddings) > MOST_COMPARED:
-        found = np.concatenate(list(approximate_neighbors(np.array(embeddings), NEIGHBORS + 1, ROWS)))
+        found = np.concatenate(list(approximate_neighbors(np.array(embeddings), NEIGHBORS + 1)))
     return nearest_images(embeddings, NEIGHBORS, neighbors=found)
 
 

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import scipy.sparse as sparse
 from numpy.typing import NDArray
 from sklearn.preprocessing import normalize
 
+from conr.clustering.ballots import MOST, ballots_of
 from conr.clustering.compactness import simplified_silhouette, sums_of_clusters
 from conr.clustering.kmeans import kmeans
 from conr.clustering.spectral import Affinity, leading_eigenvectors
-from conr.neighbors.graph import conaff_nodes
+from conr.neighbors.graph import conaff_nodes, nearest_neighbors
 from conr.neighbors.settings import ConAff, check_count
 from conr.observer import SILENT, Observer
 
@@ -32,6 +34,8 @@ class Clustering:
             were asked for, or N where that is less. A large gap after the k-th speaks for k clusters.
         k1: the neighbors that define the reciprocal encoding.
         k2: the neighbors that a layer of propagation sums over.
+        ballots: (N, 2 F + 2) float32 of F clusters, if they were asked for and there are at most 100: by these,
+            `assign_by_neighbors` assigns new samples as the graph would.
 
     >>> found = conr.graph_clusters(numpy.eye(2).repeat([3, 5], axis=0), 2, k1=3)
     >>> found.assignments.tolist(), len(found.eigenvalues), found.k1
@@ -42,6 +46,7 @@ class Clustering:
     eigenvalues: NDArray[np.float64]
     k1: int
     k2: int
+    ballots: NDArray[np.float32] | None = None
 
 
 def graph_clusters(
@@ -54,6 +59,7 @@ def graph_clusters(
     seed: int = 0,
     neighbors: NDArray[np.int64] | None = None,
     start: NDArray[np.int64] | None = None,
+    ballots: bool = False,
     observer: Observer = SILENT,
 ) -> Clustering:
     """Cluster a data set by its graph of contextually affinitive neighbors (ConAff).
@@ -82,6 +88,7 @@ def graph_clusters(
         seed: of the eigenvectors' start and of k-means.
         neighbors: (N, ≥ k1) nearest neighbors by cosine if they are known already, as for `conaff_graph`.
         start: (N,) the clusters of k-means on the features, from 0 to K − 1, if they are known already.
+        ballots: compute them.
         observer: notified of every sample, first as its neighbors are searched, then as the eigenvectors are known.
 
     Returns:
@@ -109,21 +116,17 @@ def graph_clusters(
     k1 = ruled_k1 if k1 is None else k1
     k2 = min(ruled_k2, k1) if k2 is None else k2
     with observer.task("graph", 2 * count):
-        nodes, order = conaff_nodes(
-            features,
-            ConAff(k1, k2, alpha=0, layers=1),
-            neighbors=neighbors,
-            approximate=count > APPROXIMATE_FROM,
-            reciprocal=True,
-            entries=ENTRIES,
-            observer=observer,
-        )
-        with Affinity(normalize(nodes), regularization) as affinity:
+        ranking, nodes, place = _nodes(features, ConAff(k1, k2, alpha=0, layers=1), neighbors, observer)
+        with Affinity(nodes, regularization) as affinity:
             values, vectors = leading_eigenvectors(affinity, min(clusters + MORE, count), seed)
         observer.step_done(count)
-    rows = np.empty((count, clusters), np.float32)
-    rows[order] = normalize(vectors[:, :clusters])
-    return Clustering(_ranked(_clusters_of_rows(features, rows, seed, start)), values, k1, k2)
+    vectors = vectors[place, :clusters]
+    rows = normalize(vectors).astype(np.float32)
+    found, table = _ranked(_clusters_of_rows(features, rows, seed, start)), None
+    if ballots and found.max() < MOST:
+        scaled = affinity.scale[place, None] * vectors
+        table = ballots_of(features, ranking, k2, nodes[place][:, place], scaled, rows, found)
+    return Clustering(found, values, k1, k2, table)
 
 
 def graph_neighbors(count: int, clusters: int) -> tuple[int, int]:
@@ -140,6 +143,17 @@ def graph_neighbors(count: int, clusters: int) -> tuple[int, int]:
     """
     k1 = min(max(round(count / (6 * clusters)), 5), 10, count)
     return k1, max(k1 // 3, 1)
+
+
+def _nodes(
+    features: NDArray[np.float32], settings: ConAff, neighbors: NDArray[np.int64] | None, observer: Observer
+) -> tuple[NDArray[np.int64], sparse.csr_matrix, NDArray[np.int64]]:
+    """The (N, k1) neighbors of all samples; the nodes, unit rows in an order of their own; where in it a sample is."""
+    settings.check(len(features), "the number of samples")
+    approximate = len(features) > APPROXIMATE_FROM
+    ranking = nearest_neighbors(features, settings.k1, neighbors=neighbors, approximate=approximate, observer=observer)
+    nodes, order = conaff_nodes(features, settings, neighbors=ranking, reciprocal=True, entries=ENTRIES)
+    return ranking, normalize(nodes, copy=False), np.argsort(order)
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -75,7 +75,6 @@ def conaff_nodes(
     settings: ConAff,
     *,
     neighbors: NDArray[np.int64] | None = None,
-    approximate: bool = False,
     reciprocal: bool = False,
     entries: int | None = None,
     observer: Observer = SILENT,
@@ -86,8 +85,6 @@ def conaff_nodes(
         features: (N, D) float32 unit vectors.
         settings: k1, k2 and the rest.
         neighbors: as for `conaff_graph`.
-        approximate: search the nearest neighbors in lists of similar samples: some percent are missed, and the cost
-            of a sample hardly grows with N.
         reciprocal: propagate only along edges of samples that are both among the k2 nearest of the other. Other edges
             lead from small groups into large ones.
         entries: how many entries of a row each step keeps, the largest; of equal ones the first. None keeps all.
@@ -103,22 +100,12 @@ def conaff_nodes(
     count = len(features)
     settings.check(count, "the number of samples")
     features = np.ascontiguousarray(features, np.float32)
-    if neighbors is not None:
-        check_neighbors(neighbors, count, settings.k1)
-        parts = given_neighbors(neighbors[:, : settings.k1], ROWS)
-    else:
-        k1 = settings.k1
-        parts = approximate_neighbors(features, k1) if approximate else exact_neighbors(features, k1, ROWS)
-    rankings = []
-    for part in parts:
-        rankings.append(part)
-        observer.step_done(len(part))
-    ranking = np.concatenate(rankings)
-    nodes = _reciprocal_encoding(ranking)
+    ranking = nearest_neighbors(features, settings.k1, neighbors=neighbors, observer=observer)
+    nodes = reciprocal_encoding(ranking)
     edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
     if reciprocal:
         edges = edges.multiply(edges.T != 0).tocsr()
-    del features, rankings, ranking
+    del features, ranking
     # The order saves cache misses, above all for a large N.
     order = reverse_cuthill_mckee(nodes, symmetric_mode=True)
     nodes, edges = nodes[order][:, order], edges[order][:, order]
@@ -129,8 +116,41 @@ def conaff_nodes(
     return nodes, order
 
 
-def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
-    """Eq. 3: 1 where both rank each other, 0.5 where one does."""
+def nearest_neighbors(
+    features: NDArray[np.float32],
+    k1: int,
+    *,
+    neighbors: NDArray[np.int64] | None = None,
+    approximate: bool = False,
+    observer: Observer = SILENT,
+) -> NDArray[np.int64]:
+    """The (N, k1) nearest neighbors of every sample by cosine, the sample itself first.
+
+    Args:
+        features: (N, D) float32 unit vectors.
+        k1: from 1 to N.
+        neighbors: as for `conaff_graph`.
+        approximate: search them in lists of similar samples: some percent are missed, and the cost of a sample hardly
+            grows with N.
+        observer: notified of every sample.
+
+    Raises:
+        ValueError: the given neighbors are none of so many samples.
+    """
+    if neighbors is not None:
+        check_neighbors(neighbors, len(features), k1)
+        parts = given_neighbors(neighbors[:, :k1], ROWS)
+    else:
+        parts = approximate_neighbors(features, k1) if approximate else exact_neighbors(features, k1, ROWS)
+    rankings = []
+    for part in parts:
+        rankings.append(part)
+        observer.step_done(len(part))
+    return np.concatenate(rankings)
+
+
+def reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Eq. 3 for (N, k1) neighbors, sparse (N, N): 1 where both rank each other, 0.5 where one does."""
     count, k1 = ranking.shape
     half = np.full(ranking.size, 0.5, dtype=np.float32)
     starts = np.arange(0, ranking.size + 1, k1)

@@ -215,15 +215,19 @@ def _write_clusters(
     identity: str,
     names: dict[int, str],
 ) -> None:
-    """What new images are assigned by: centroids, and all with the encoder as one file; and the record."""
+    """What new images are assigned by: centroids, ballots, and all with the encoder as one file; and the record."""
     final, seeds = results.first, list(results.finetuned)
     save_array(new.centroids, final.centroids)
+    ballots, made = final.ballots, [new.centroids]
+    save_array(new.ballots, np.empty((0, 0), np.float32) if ballots is None else ballots)
+    if ballots is not None:
+        made.append(new.ballots)
     by_votes = results.method == "graph"
-    memory = remember(embeddings, final.assignment.clusters, final.centroids, by_votes, seeds[0])
+    memory = remember(embeddings, final.assignment.clusters, final.centroids, by_votes, seeds[0], ballots)
     write_clusterer(new.clusterer, workspace.encoder, memory, identity, names)
     made_from = {"encoder": embedded.made_from["encoder"], "embeddings": embedded.made[f"{seeds[0]}.npy"]}
     number = parameters.number
-    write_record(new.results, [new.centroids], seeds, made_from, clusters=number, method=results.method)
+    write_record(new.results, made, seeds, made_from, clusters=number, method=results.method)
 
 
 def _choice(workspace: Workspace, parameters: EvaluateStage, drawings: Drawings) -> Choice | None:

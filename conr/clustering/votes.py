@@ -144,11 +144,14 @@ class Ballots:
 
     def count(self, scores: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float32]:
         """(M, F) sums for new samples, from (M, n) similarities to the nearest stored ones, descending; −1 is none."""
-        weights = np.where(found < 0, 0, (1 + (scores > self.reach[found])) / np.float32(2)).astype(np.float32)
-        sums: NDArray[np.float32] = np.einsum("mn,mnf->mf", weights, self.own[found])
-        near = found[:, :LINKED]
-        linked = ((scores[:, :LINKED] > self.linking[near]) & (near >= 0)).astype(np.float32)
-        sums += np.einsum("mn,mnf->mf", linked, self.relayed[near])
+        sums = np.zeros((len(found), self.own.shape[1]), np.float32)
+        for rank, (similarity, sample) in enumerate(zip(scores.T, found.T, strict=True)):
+            known = sample >= 0
+            weights = (known * (1 + (similarity > self.reach[sample])) / 2).astype(np.float32)
+            sums += weights[:, None] * self.own[sample]
+            if rank < LINKED:
+                linked = known & (similarity > self.linking[sample])
+                sums[linked] += self.relayed[sample[linked]]
         return sums
 
 

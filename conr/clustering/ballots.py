@@ -42,9 +42,12 @@ def ballots_of(
         k2-th neighbor.
     """
     directions = normalize(sums_of_clusters(rows, clusters))
+    count = len(directions)
+    table = np.empty((len(features), 2 * count + 2), np.float32)
     ballots = nodes.T @ (scaled @ directions.T)
-    relayed = reciprocal_encoding(ranking) @ ballots
-    reach = [np.einsum("nd,nd->n", features, features[ranking[:, rank - 1]]) for rank in (ranking.shape[1], k2)]
-    scale = np.abs(ballots).max()
-    table = np.column_stack([ballots / scale, relayed / scale, *reach])
-    return table.astype(np.float32)
+    ballots /= max(ballots.max(), -ballots.min())
+    table[:, :count] = ballots
+    table[:, count:-2] = reciprocal_encoding(ranking) @ ballots
+    for column, rank in ((-2, ranking.shape[1]), (-1, k2)):
+        table[:, column] = np.einsum("nd,nd->n", features, features[ranking[:, rank - 1]])
+    return table

@@ -30,7 +30,8 @@ from sklearn.preprocessing import normalize
 from conr import kmeans, label_scores
 from conr.clustering import graph_clusters
 from conr.clustering.graph import APPROXIMATE_FROM, STARTS
-from conr.neighbors.search import approximate_neighbors, exact_neighbors
+from conr.neighbors.lists import QUERIES, Lists
+from conr.neighbors.search import exact_neighbors
 
 DIMENSION, CLUSTERS, K1, BLOCK = 128, 10, 10, 4096
 ENTRIES = {"16": 16, "32": 32, "64": 64, "all": None}  # of a row of nodes
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "features.npy"
         print(head("N", "neighbors", "wall, s", "processor, s", "samples a second", "peak, MB", "bytes a sample"))
-        searches = [head("N", "all samples, µs a sample", "index, µs a sample", "its training, s", "its recall")]
+        searches = [head("N", "all samples, µs a sample", "index, µs a sample", "making it, µs a sample", "its recall")]
         for size in given.sizes:
             in_process(keep_synthetic, file, size)
             print(line(f"{size:,}", *in_process(size_cells, file)), flush=True)
@@ -94,18 +95,15 @@ def size_cells(file: Path) -> tuple[str, ...]:
 
 
 def search_cells(file: Path) -> tuple[str, ...]:
-    """Cells: the processor time of both searches, the second block of each, and the recall of the index."""
-    features, times, blocks = np.load(file), [], []
-    rows = min(BLOCK, len(features) // 2)
-    for search in (exact_neighbors, approximate_neighbors):
-        turns, parts = Turns(), search(features, K1, rows)
-        for _ in range(2):
-            turns.measure(partial(next, parts))
-        blocks.append(turns.results[0])
-        times.append(turns.processor)
-    (_, exact), (trained, index) = times
-    recall = np.mean([len(set(own) & set(found)) / K1 for own, found in zip(*blocks, strict=True)])
-    return f"{exact / rows * 1e6:,.0f}", f"{index / rows * 1e6:,.0f}", f"{trained - index:.1f}", f"{recall:.1%}"
+    """Cells: the processor time of both searches, of a block of each, and the recall of the index."""
+    features, turns = np.load(file), Turns()
+    expected = turns.measure(partial(next, exact_neighbors(features, K1, BLOCK)))
+    lists = turns.measure(partial(Lists, features))
+    _, found = turns.measure(partial(lists.search, features[:QUERIES], K1))
+    exact, making, index = turns.processor
+    recall = np.mean([len(set(own) & set(others)) / K1 for own, others in zip(expected, found, strict=False)])
+    times = exact / len(expected) * 1e6, index / len(found) * 1e6, making / len(features) * 1e6
+    return *(f"{time:,.0f}" for time in times), f"{recall:.1%}"
 
 
 def entries_cells(file: Path, name: str) -> tuple[str, ...]:

@@ -1,16 +1,18 @@
 """Clusters of the ConAff graph of a whole data set: regularized spectral clustering in linear time and memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sparse
 from numpy.typing import NDArray
 from sklearn.preprocessing import normalize
 
+from conr.clustering.ballots import MOST, ballots_of
 from conr.clustering.compactness import simplified_silhouette, sums_of_clusters
 from conr.clustering.kmeans import kmeans
 from conr.clustering.spectral import Affinity, leading_eigenvectors
-from conr.neighbors.graph import conaff_nodes, ranked_neighbors
+from conr.neighbors.graph import conaff_nodes, nearest_neighbors
 from conr.neighbors.settings import ConAff, check_count
 from conr.observer import SILENT, Observer
 
@@ -32,6 +34,8 @@ class Clustering:
             were asked for, or N where that is less. A large gap after the k-th speaks for k clusters.
         k1: the neighbors that define the reciprocal encoding.
         k2: the neighbors that a layer of propagation sums over.
+        ballots: (N, 2 F + 2) float32 of F clusters, if they were asked for and there are at most 100: by these,
+            `assign_by_neighbors` assigns new samples as the graph would.
 
     >>> found = conr.graph_clusters(numpy.eye(2).repeat([3, 5], axis=0), 2, k1=3)
     >>> found.assignments.tolist(), len(found.eigenvalues), found.k1
@@ -42,6 +46,28 @@ class Clustering:
     eigenvalues: NDArray[np.float64]
     k1: int
     k2: int
+    ballots: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """The samples in the leading eigenvectors of a graph.
+
+    Attributes:
+        variant: how its nodes were made.
+        nodes: (N, N), unit rows, in an order of their own.
+        place: (N,) where in it each sample is.
+        values: the largest eigenvalues.
+        scaled: (N, K) eigenvectors over the roots of the degrees, in the samples' order.
+        rows: (N, K) of the eigenvectors, of unit length, likewise.
+    """
+
+    variant: ConAff
+    nodes: sparse.csr_matrix
+    place: NDArray[np.int64]
+    values: NDArray[np.float64]
+    scaled: NDArray[np.float64]
+    rows: NDArray[np.float32]
 
 
 def graph_clusters(
@@ -54,6 +80,7 @@ def graph_clusters(
     seed: int = 0,
     neighbors: NDArray[np.int64] | None = None,
     start: NDArray[np.int64] | None = None,
+    ballots: bool = False,
     observer: Observer = SILENT,
 ) -> Clustering:
     """Cluster a data set by its graph of contextually affinitive neighbors (ConAff).
@@ -83,6 +110,7 @@ def graph_clusters(
         seed: of the eigenvectors' start and of k-means.
         neighbors: (N, ≥ k1) nearest neighbors by cosine if they are known already, as for `conaff_graph`.
         start: (N,) the clusters of k-means on the features, from 0 to K − 1, if they are known already.
+        ballots: compute them.
         observer: notified of every sample as its neighbors are searched, then as the eigenvectors of each k2 are known.
 
     Returns:
@@ -110,18 +138,37 @@ def graph_clusters(
         variants, start = variants[:1], None  # each sample that differs is a cluster
     else:
         start = _start(features, clusters, seed, start)
-    best, most = None, -np.inf
     with observer.task("graph", count * (1 + len(variants))):
-        approximate = count > APPROXIMATE_FROM
-        ranking = ranked_neighbors(features, variants[0].k1, neighbors, approximate=approximate, observer=observer)
-        for variant in variants:
-            values, rows = _embedded(features, variant, ranking, clusters, regularization, seed)
-            for found in [distinct] if start is None else _clusters_of_rows(rows, seed, start):
-                assignments = found[first[distinct]]
-                silhouette = simplified_silhouette(features, assignments)
-                if silhouette > most:
-                    best, most = Clustering(_ranked(assignments), values, variant.k1, variant.k2), silhouette
-            observer.step_done(count)
+        ranking = nearest_neighbors(
+            features, variants[0].k1, neighbors=neighbors, approximate=count > APPROXIMATE_FROM, observer=observer
+        )
+        graphs = (_embed(features, variant, ranking, clusters, regularization, seed) for variant in variants)
+        graph, found = _most_compact(features, graphs, seed, start, (first, distinct), observer)
+    table = _ballots(features, ranking, graph, found) if ballots and found.max() < MOST else None
+    return Clustering(found, graph.values, graph.variant.k1, graph.variant.k2, table)
+
+
+def _most_compact(
+    features: NDArray[np.float32],
+    graphs: Iterable[_Embedding],
+    seed: int,
+    start: NDArray[np.int64] | None,
+    different: tuple[NDArray[np.int64], NDArray[np.int64]],
+    observer: Observer,
+) -> tuple[_Embedding, NDArray[np.int64]]:
+    """The graph and its clusters, numbered by size, with the largest simplified silhouette; the first of equal ones.
+
+    Without clusters to start from, each of the samples that differ (as `_distinct` returns them) is a cluster.
+    """
+    best, most = None, -np.inf
+    first, distinct = different
+    for graph in graphs:
+        for found in [distinct] if start is None else _clusters_of_rows(graph.rows, seed, start):
+            assignments = found[first[distinct]]
+            silhouette = simplified_silhouette(features, assignments)
+            if silhouette > most:
+                best, most = (graph, _ranked(assignments)), silhouette
+        observer.step_done(len(features))
     assert best is not None
     return best
 
@@ -148,21 +195,28 @@ def _start(
     return given
 
 
-def _embedded(
+def _embed(
     features: NDArray[np.float32],
     variant: ConAff,
     ranking: NDArray[np.int64],
     clusters: int,
     regularization: float,
     seed: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """The graph's largest eigenvalues, and (N, K) rows of the leading eigenvectors, of unit length."""
+) -> _Embedding:
     nodes, order = conaff_nodes(features, variant, neighbors=ranking, reciprocal=True, entries=ENTRIES)
-    with Affinity(normalize(nodes), regularization) as affinity:
+    nodes, place = normalize(nodes, copy=False), np.argsort(order)
+    with Affinity(nodes, regularization) as affinity:
         values, vectors = leading_eigenvectors(affinity, min(clusters + MORE, len(features)), seed)
-    rows = np.empty((len(features), clusters), np.float32)
-    rows[order] = normalize(vectors[:, :clusters])
-    return values, rows
+    vectors = vectors[place, :clusters]
+    rows = normalize(vectors).astype(np.float32)
+    return _Embedding(variant, nodes, place, values, affinity.scale[place, None] * vectors, rows)
+
+
+def _ballots(
+    features: NDArray[np.float32], ranking: NDArray[np.int64], graph: _Embedding, found: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    nodes = graph.nodes[graph.place][:, graph.place]
+    return ballots_of(features, ranking, graph.variant.k2, nodes, graph.scaled, graph.rows, found)
 
 
 def graph_neighbors(count: int, clusters: int) -> tuple[int, tuple[int, ...]]:

@@ -83,9 +83,9 @@ def graph_clusters_large(
     nodes: int = NODES,
     observer: Observer = SILENT,
 ) -> LargeClustering:
-    """Clusters of the graph of a sample (`graph_clusters`), and of every vector by the votes of its neighbors in it.
+    """Clusters of the graph of a sample (`graph_clusters`), and of every vector by the ballots of its neighbors in it.
 
-    The neighbors are found in an index of lists (faiss IVF) of the sample. A vector of the sample keeps its cluster.
+    The neighbors are found in lists of similar vectors of the sample. A vector of the sample keeps its cluster.
 
     Args:
         vectors: N unit vectors.
@@ -100,8 +100,9 @@ def graph_clusters_large(
         UserError: a file of vectors is damaged.
     """
     sampled = vectors.sample(nodes, seed, ROWS)
-    assignments = graph_clusters(sampled, clusters, seed=seed, observer=observer).assignments
-    voters = Voters(sampled, assignments, clusters, approximate=True)
+    found = graph_clusters(sampled, clusters, seed=seed, ballots=True, observer=observer)
+    assignments = found.assignments
+    voters = Voters(sampled, assignments, clusters, ballots=found.ballots, approximate=True)
     sizes = _write(vectors, clusters, path, lambda block: voters.assign(block)[0], ROWS, observer)
     sums = np.zeros((clusters, vectors.dimension))
     np.add.at(sums, assignments, sampled)

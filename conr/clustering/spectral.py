@@ -28,6 +28,9 @@ class Affinity:
     Args:
         nodes: H; entries must not be negative.
         regularization: τ.
+
+    Attributes:
+        scale: (N,) the diagonal of D^-½.
     """
 
     def __init__(self, nodes: sparse.csr_matrix, regularization: float) -> None:
@@ -37,12 +40,12 @@ class Affinity:
         nodes = nodes.astype(np.float64)
         self._rows, self._columns = self._parts(nodes), self._parts(nodes.T.tocsr())
         self._own = np.asarray(nodes.multiply(nodes).sum(1)).ravel()
-        self._scale = np.ones(self.count)
+        self.scale = np.ones(self.count)
         self._regularization = 0.0
-        degrees = self @ self._scale
+        degrees = self @ self.scale
         self._regularization = regularization * degrees.mean() / self.count
         regularized = degrees + regularization * degrees.mean()
-        self._scale = 1 / np.sqrt(np.where(regularized > 0, regularized, 1))
+        self.scale = 1 / np.sqrt(np.where(regularized > 0, regularized, 1))
 
     def __enter__(self) -> Self:
         return self
@@ -54,7 +57,7 @@ class Affinity:
 
     def __matmul__(self, vectors: Vector) -> Vector:
         """The product with (N,) or (N, m) vectors."""
-        scale, own = (part if vectors.ndim == 1 else part[:, None] for part in (self._scale, self._own))
+        scale, own = (part if vectors.ndim == 1 else part[:, None] for part in (self.scale, self._own))
         scaled = scale * vectors
         shared = self._multiply(self._rows, self._multiply(self._columns, scaled))
         product: Vector = scale * (shared - own * scaled + self._regularization * scaled.sum(0))

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from conr.clustering.votes import NEAREST, NEIGHBORS, SAME
+from conr.clustering.votes import LINKED, NEAREST, NEIGHBORS, SAME, Ballots
 from conr.embedding.session import OUTPUT
 from conr.errors import UserError, one_line
 
@@ -67,7 +67,31 @@ VOTE_GRAPH = """
     unscaled = Reshape (sums, as_table)
     total = MatMul (unscaled, ones_count)
     votes = Div (unscaled, total)
-    most = ArgMax <axis = 1, keepdims = 1> (votes)
+"""
+
+MOST_VOTES = "most = ArgMax <axis = 1, keepdims = 1> (votes)"
+BALLOT_GRAPH = """
+    reaches = Gather <axis = 0> (reach, voting)
+    within = Less (reaches, nearest)
+    within_number = Cast <to = 1> (within)
+    within_more = Add (within_number, one)
+    within_half = Mul (within_more, half)
+    within_row = Reshape (within_half, as_row)
+    ballots_of_voters = Gather <axis = 0> (ballots, voting)
+    own_sums = MatMul (within_row, ballots_of_voters)
+    nearest_two = Gather <axis = 1> (nearest, linked)
+    voting_two = Gather <axis = 1> (voting, linked)
+    linkings = Gather <axis = 0> (linking, voting_two)
+    is_linked = Less (linkings, nearest_two)
+    is_linked_number = Cast <to = 1> (is_linked)
+    is_linked_row = Reshape (is_linked_number, as_linked_row)
+    relayed_of_voters = Gather <axis = 0> (relayed, voting_two)
+    relayed_sums = MatMul (is_linked_row, relayed_of_voters)
+    row_sums = Add (own_sums, relayed_sums)
+    ballot_sums = Reshape (row_sums, as_ballot)
+    most = ArgMax <axis = 1, keepdims = 1> (ballot_sums)
+"""
+WINNER_GRAPH = """
     first_voter = Gather <axis = 1> (voters, first)
     is_other = Less (first_nearest, same)
     winner = Where (is_other, most, first_voter)
@@ -92,6 +116,7 @@ class Memory:
         ranked: (Q,) float32 ascending, the cosine of some of the stored images to the nearest other one, 1 − 1e-6 at
             most.
         by_votes: whether the neighbors' votes assign (`conr.clustering.assign_by_neighbors`), or the nearest centroid.
+        ballots: of the stored images, if they assign instead of the votes.
     """
 
     stored: NDArray[np.float32]
@@ -99,6 +124,7 @@ class Memory:
     centroids: NDArray[np.float32]
     ranked: NDArray[np.float32]
     by_votes: bool
+    ballots: NDArray[np.float32] | None = None
 
     def novelty(self, embeddings: NDArray[np.float32], margin: float = 0.0) -> NDArray[np.float32]:
         """How unlike everything that was clustered images are, from 0 to 1.
@@ -128,6 +154,7 @@ def remember(
     centroids: NDArray[np.float32],
     by_votes: bool,
     seed: int = 0,
+    ballots: NDArray[np.float32] | None = None,
 ) -> Memory:
     """Choose what a clusterer stores: all embeddings, or of more than 100,000 a random sample of so many.
 
@@ -137,6 +164,7 @@ def remember(
         centroids: (K, D) float32.
         by_votes: as in `Memory`.
         seed: of the samples.
+        ballots: of all images, if there are any.
     """
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.permutation(len(embeddings))[:STORED])
@@ -148,7 +176,8 @@ def remember(
     nearest[found == probes[:, None]] = -np.inf  # the image itself, wherever among equal ones it is
     nearest[np.isneginf(nearest).all(1)] = 1  # there is no other
     ranked = np.sort(nearest.max(1).clip(max=SAME)).astype(np.float32)
-    return Memory(stored, clusters[chosen], centroids, ranked, by_votes)
+    ballots = None if ballots is None else ballots[chosen]
+    return Memory(stored, clusters[chosen], centroids, ranked, by_votes, ballots)
 
 
 def compose(encoder: onnx.ModelProto, memory: Memory) -> onnx.ModelProto:
@@ -181,13 +210,19 @@ def behind_embeddings(memory: Memory, opset: int, ir_version: int) -> onnx.Model
         clusterer (float[batch, {dimension}] embeddings) => (
             int64[batch] {CLUSTER}, float[batch] {CONFIDENCE}, float[batch] {NOVELTY},
             float[batch, {dimension}] {EMBEDDING}
-        ) {{ {NOVELTY_GRAPH} {VOTE_GRAPH if memory.by_votes else CENTROID_GRAPH} }}
+        ) {{ {NOVELTY_GRAPH} {_assignment(memory)} }}
     """)
     constants = _constants(memory)
     used = {name for node in model.graph.node for name in node.input}
     made = [onnx.numpy_helper.from_array(np.ascontiguousarray(constants[name]), name) for name in used & set(constants)]
     model.graph.initializer.extend(sorted(made, key=lambda constant: str(constant.name)))
     return model
+
+
+def _assignment(memory: Memory) -> str:
+    if not memory.by_votes:
+        return CENTROID_GRAPH
+    return VOTE_GRAPH + (MOST_VOTES if memory.ballots is None else BALLOT_GRAPH) + WINNER_GRAPH
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -199,7 +234,17 @@ def _constants(memory: Memory) -> dict[str, NDArray[Any]]:
     count = len(memory.centroids)
     voters = min(NEIGHBORS, len(memory.stored)) if memory.by_votes else 1
     centroids = memory.centroids.astype(np.float64)
+    ballots = Ballots.of(np.zeros((1, 2), np.float32) if memory.ballots is None else memory.ballots)
+    linked = min(LINKED, voters)
     return {
+        "ballots": ballots.own,
+        "relayed": ballots.relayed,
+        "reach": ballots.reach,
+        "linking": ballots.linking,
+        "linked": np.arange(linked),
+        "as_linked_row": np.array([0, 1, linked]),
+        "as_ballot": np.array([0, ballots.own.shape[1]]),
+        "half": np.array([0.5], np.float32),
         "stored": memory.stored.T,
         "number": np.array([voters]),
         "first": np.array([0]),

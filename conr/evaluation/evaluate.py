@@ -30,12 +30,14 @@ class Evaluation:
         sizes: (K,) int64, of all images.
         assignment: the cluster of each sample, among those that hold images.
         scores: key → value; acc, nmi and ari only if there are labels.
+        ballots: of a graph that saw all samples (`conr.clustering.graph.Clustering`).
     """
 
     centroids: NDArray[np.float32]
     sizes: NDArray[np.int64]
     assignment: Assignment
     scores: dict[str, float]
+    ballots: NDArray[np.float32] | None = None
 
     @cached_property
     def typical(self) -> list[list[int]]:
@@ -76,8 +78,11 @@ def evaluate(
         neighbors: (N, ≥ k1 of the graph) nearest embeddings by cosine, if all are clustered and they are known already.
         start: what k-means has found, if it is known already: the graph starts from there, too.
     """
+    ballots = None
     if method == "graph":
-        centroids, assignment, inertia = _by_graph(embeddings, clusters, settings, seed, clustered, neighbors, start)
+        centroids, assignment, inertia, ballots = _by_graph(
+            embeddings, clusters, settings, seed, clustered, neighbors, start
+        )
     else:
         centroids, assignment, inertia = _by_kmeans(embeddings, clusters, settings, seed, clustered)
     sizes = cluster_sizes(assignment.clusters, clusters)
@@ -92,7 +97,7 @@ def evaluate(
         "smallest_cluster": int(sizes.min()),
         "largest_cluster": int(sizes.max()),
     }
-    return Evaluation(centroids, sizes, assignment, scores)
+    return Evaluation(centroids, sizes, assignment, scores, ballots)
 
 
 def _by_kmeans(
@@ -118,15 +123,16 @@ def _by_graph(
     clustered: slice,
     neighbors: NDArray[np.int64] | None,
     start: Evaluation | None,
-) -> tuple[NDArray[np.float32], Assignment, float]:
-    """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia."""
+) -> tuple[NDArray[np.float32], Assignment, float, NDArray[np.float32] | None]:
+    """Mean directions of the clusters, the largest first; the cluster of every embedding; the inertia; the ballots."""
     seen = embeddings[clustered]
     k1, k2 = settings.graph_k1 or None, settings.graph_k2 or None
     first = None if start is None else start.assignment.clusters[clustered]
-    found = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors, start=first)
-    numbers = found.assignments
+    found = graph_clusters(seen, clusters, k1=k1, k2=k2, seed=seed, neighbors=neighbors, start=first, ballots=True)
+    numbers, ballots = found.assignments, found.ballots
     if len(seen) < len(embeddings):
-        numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters)
+        numbers, _ = assign_by_neighbors(embeddings, seen, numbers, clusters, ballots=ballots)
+        ballots = None  # the others have none
     present, numbers = np.unique(numbers, return_inverse=True)
     sums = np.zeros((len(present), embeddings.shape[1]))
     np.add.at(sums, numbers, embeddings)
@@ -134,7 +140,7 @@ def _by_graph(
     order = np.argsort(-np.bincount(numbers), kind="stable")
     assignment = assign(embeddings, centroids[order], np.argsort(order)[numbers])
     inertia = np.square(assignment.own_distance[clustered], dtype=np.float64).sum()
-    return centroids[order], assignment, float(inertia)
+    return centroids[order], assignment, float(inertia), ballots
 
 
 def _different(centroids: NDArray[np.float32]) -> NDArray[np.float32]:

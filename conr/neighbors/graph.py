@@ -99,8 +99,9 @@ def conaff_nodes(
     """
     count = len(features)
     settings.check(count, "the number of samples")
-    ranking = ranked_neighbors(features, settings.k1, neighbors, observer=observer)
-    nodes = _reciprocal_encoding(ranking)
+    features = np.ascontiguousarray(features, np.float32)
+    ranking = nearest_neighbors(features, settings.k1, neighbors=neighbors, observer=observer)
+    nodes = reciprocal_encoding(ranking)
     edges = _edges(features, ranking[:, : settings.k2], settings.alpha)
     if reciprocal:
         edges = edges.multiply(edges.T != 0).tocsr()
@@ -115,32 +116,32 @@ def conaff_nodes(
     return nodes, order
 
 
-def ranked_neighbors(
+def nearest_neighbors(
     features: NDArray[np.float32],
     k1: int,
-    neighbors: NDArray[np.int64] | None = None,
     *,
+    neighbors: NDArray[np.int64] | None = None,
     approximate: bool = False,
     observer: Observer = SILENT,
 ) -> NDArray[np.int64]:
-    """(N, k1) nearest neighbors by cosine, each sample first among its own.
+    """The (N, k1) nearest neighbors of every sample by cosine, the sample itself first.
 
     Args:
-        features: (N, D) unit vectors.
-        k1: how many, the sample itself included.
+        features: (N, D) float32 unit vectors.
+        k1: from 1 to N.
         neighbors: as for `conaff_graph`.
-        approximate: search an index of lists: some percent are missed, and the cost of a sample hardly grows with N.
+        approximate: search them in lists of similar samples: some percent are missed, and the cost of a sample hardly
+            grows with N.
         observer: notified of every sample.
 
     Raises:
-        ValueError: the given neighbors are not k1 different samples each.
+        ValueError: the given neighbors are none of so many samples.
     """
     if neighbors is not None:
         check_neighbors(neighbors, len(features), k1)
         parts = given_neighbors(neighbors[:, :k1], ROWS)
     else:
-        search = approximate_neighbors if approximate else exact_neighbors
-        parts = search(np.ascontiguousarray(features, np.float32), k1, ROWS)
+        parts = approximate_neighbors(features, k1) if approximate else exact_neighbors(features, k1, ROWS)
     rankings = []
     for part in parts:
         rankings.append(part)
@@ -148,8 +149,8 @@ def ranked_neighbors(
     return np.concatenate(rankings)
 
 
-def _reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
-    """Eq. 3: 1 where both rank each other, 0.5 where one does."""
+def reciprocal_encoding(ranking: NDArray[np.int64]) -> sparse.csr_matrix:
+    """Eq. 3 for (N, k1) neighbors, sparse (N, N): 1 where both rank each other, 0.5 where one does."""
     count, k1 = ranking.shape
     half = np.full(ranking.size, 0.5, dtype=np.float32)
     starts = np.arange(0, ranking.size + 1, k1)

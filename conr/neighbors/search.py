@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conr.neighbors.lists import index_of_lists
+from conr.neighbors.lists import QUERIES, Lists
 from conr.neighbors.nearest import BLOCK, largest
 
 
@@ -25,15 +25,14 @@ def exact_neighbors(features: NDArray[np.float32], k1: int, rows: int) -> Iterat
         yield found[:, :k1]
 
 
-def approximate_neighbors(features: NDArray[np.float32], k1: int, rows: int) -> Iterator[NDArray[np.int64]]:
-    """`exact_neighbors` from an index of lists (faiss IVF): the cost of a sample grows as the root of their number.
+def approximate_neighbors(features: NDArray[np.float32], k1: int) -> Iterator[NDArray[np.int64]]:
+    """`exact_neighbors` from lists of similar samples: the cost of a sample hardly grows with their number.
 
     Of the true neighbors, some percent are missed and others take their places.
     """
-    count, index = len(features), index_of_lists(features)
-    index.add(features)
-    for first in range(0, count, rows):
-        found, _ = _ordered(*index.search(features[first : first + rows], k1), first)
+    count, lists = len(features), Lists(features)
+    for first in range(0, count, QUERIES):
+        found, _ = _ordered(*lists.search(features[first : first + QUERIES], k1), first)
         short = np.flatnonzero((found < 0).any(1))
         for chosen in np.array_split(short, len(short) * count // BLOCK + 1):
             found[chosen] = _exact(features, first + chosen, k1)

@@ -67,6 +67,7 @@ class Encoder:
         centroids: (K, D) float32.
         image_size, fit, precision: as in `conr.embedding.session.Properties`.
         voters: of graph clusters the (N, D) float32 embeddings of the run's images, and their (N,) int64 clusters.
+        ballots: of the graph, if it has any, as `conr.clustering.assign_by_neighbors` takes them.
     """
 
     session: Session
@@ -75,12 +76,13 @@ class Encoder:
     fit: str
     precision: str
     voters: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+    ballots: NDArray[np.float32] | None = None
 
     def assign(self, embeddings: NDArray[np.float32]) -> Assignment:
-        """The clusters of (M, D) embeddings: of the nearest centroid, or of graph clusters by the neighbors' votes."""
+        """The clusters of (M, D) embeddings: of the nearest centroid, or of graph clusters by the neighbors."""
         if self.voters is None:
             return assign(embeddings, self.centroids)
-        clusters, _ = assign_by_neighbors(embeddings, *self.voters, len(self.centroids))
+        clusters, _ = assign_by_neighbors(embeddings, *self.voters, len(self.centroids), ballots=self.ballots)
         return assign(embeddings, self.centroids, clusters)
 
     def describe(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -281,11 +283,13 @@ def open_encoder(workspace: Workspace, device: str) -> Encoder:
     size, fit = made_for.image_size, made_for.fit
     if session.get_outputs()[0].shape[1] != centroids.shape[1] or size is None or fit is None:
         raise UserError(f"{file} and {path} do not match; run dvc repro again")
-    voters = None
+    voters = ballots = None
     if record.method == "graph":
         read_record(workspace.embedded, AGAIN, made_by)
         voters = load_array(workspace.embeddings(record.seeds[0]), AGAIN), load_clusters(workspace).clusters
-    return Encoder(session, centroids, size, fit, made_for.precision, voters)
+        if workspace.ballots.name in record.made:
+            ballots = load_array(workspace.ballots, AGAIN)
+    return Encoder(session, centroids, size, fit, made_for.precision, voters, ballots)
 
 
 def embed_items(

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from conr.clustering.votes import assign_by_neighbors
+from conr.clustering.votes import Voters
 from conr.embedding.clusterer import EMBEDDING, OUTPUTS, Memory, behind_embeddings, compose, opset_of
 from conr.embedding.session import INPUT, OUTPUT, open_session
 from conr.errors import UserError
@@ -22,6 +22,7 @@ NEW = 128  # embeddings between stored ones, likewise
 BATCH = 64  # each takes three numbers for every stored embedding
 TOLERANCE = 1e-3  # of a confidence
 CLOSE = 1e-5  # cosines that differ by less may be ranked either way
+MOVES = 4  # directions in which embeddings are moved by so little: where ballots give the same, they are clear
 
 
 class Card(BaseModel):
@@ -109,8 +110,12 @@ def _check_head(head: onnxruntime.InferenceSession, memory: Memory, name: str) -
     ]
     clusters, confidence, novelty, _ = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     if memory.by_votes:
-        expected, certain = assign_by_neighbors(probes, memory.stored, memory.clusters, len(memory.centroids))
-        clear = certain > 0.5 + TOLERANCE  # else two clusters may have (nearly) as many votes
+        voters = Voters(memory.stored, memory.clusters, len(memory.centroids), ballots=memory.ballots)
+        expected, certain = voters.assign(probes)
+        if memory.ballots is None:
+            clear = certain > 0.5 + TOLERANCE  # else two clusters may have (nearly) as many votes
+        else:
+            clear = np.all([voters.assign(_moved(probes, seed))[0] == expected for seed in range(MOVES)], axis=0)
     else:
         assignment = assign(probes, memory.centroids)
         expected, certain = assignment.clusters, 1 - assignment.boundary_ratio
@@ -119,6 +124,14 @@ def _check_head(head: onnxruntime.InferenceSession, memory: Memory, name: str) -
     _refuse(name, "confidences", np.flatnonzero(~(np.abs(confidence - certain) <= TOLERANCE)))
     low, high = (memory.novelty(probes, margin) for margin in (CLOSE, -CLOSE))
     _refuse(name, "novelties", np.flatnonzero(~((low - CLOSE <= novelty) & (novelty <= high + CLOSE))))
+
+
+def _moved(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+    """Unit vectors, moved by so little that they may have been rounded otherwise."""
+    step = np.random.default_rng(seed).normal(size=embeddings.shape) * CLOSE
+    moved = embeddings + step
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    return moved.astype(np.float32)
 
 
 def _check_whole(

@@ -37,7 +37,6 @@ from conr.training.log import read_log, write_log
 
 NEIGHBORS = 30  # nearest images of each, at most: the graph needs so many
 MOST_COMPARED = 30_000  # images of which all pairs are compared to find them; of more an index is searched
-ROWS = 4096  # images whose neighbors are searched at a time
 TASKS = 5  # units of progress beside the evaluations: the tables, the map, the figures, the neighbors, the page
 AGAIN = "run conr extract again"
 PLOTTED = ("epoch", "loss", *AGREEMENT, "feature_std", "size_entropy")  # columns that dvc plots looks for
@@ -110,7 +109,7 @@ def _nearest(embeddings: NDArray[np.float32]) -> NDArray[np.int64] | None:
         return None
     found = None
     if len(embeddings) > MOST_COMPARED:
-        found = np.concatenate(list(approximate_neighbors(np.array(embeddings), NEIGHBORS + 1, ROWS)))
+        found = np.concatenate(list(approximate_neighbors(np.array(embeddings), NEIGHBORS + 1)))
     return nearest_images(embeddings, NEIGHBORS, neighbors=found)
 
 
@@ -216,15 +215,19 @@ def _write_clusters(
     identity: str,
     names: dict[int, str],
 ) -> None:
-    """What new images are assigned by: centroids, and all with the encoder as one file; and the record."""
+    """What new images are assigned by: centroids, ballots, and all with the encoder as one file; and the record."""
     final, seeds = results.first, list(results.finetuned)
     save_array(new.centroids, final.centroids)
+    ballots, made = final.ballots, [new.centroids]
+    save_array(new.ballots, np.empty((0, 0), np.float32) if ballots is None else ballots)
+    if ballots is not None:
+        made.append(new.ballots)
     by_votes = results.method == "graph"
-    memory = remember(embeddings, final.assignment.clusters, final.centroids, by_votes, seeds[0])
+    memory = remember(embeddings, final.assignment.clusters, final.centroids, by_votes, seeds[0], ballots)
     write_clusterer(new.clusterer, workspace.encoder, memory, identity, names)
     made_from = {"encoder": embedded.made_from["encoder"], "embeddings": embedded.made[f"{seeds[0]}.npy"]}
     number = parameters.number
-    write_record(new.results, [new.centroids], seeds, made_from, clusters=number, method=results.method)
+    write_record(new.results, made, seeds, made_from, clusters=number, method=results.method)
 
 
 def _choice(workspace: Workspace, parameters: EvaluateStage, drawings: Drawings) -> Choice | None:

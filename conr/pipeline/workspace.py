@@ -120,6 +120,7 @@ class Workspace:
     clusterer = _Below("results/clusterer.onnx", "Encoder and clusters as one ONNX file.")
     names = _Below("cluster_names.csv", "Names of clusters, which people write.")
     centroids = _Below("results/centroids.npy", "Of the clusters, in the encoder's space.")
+    ballots = _Below("results/ballots.npy", "Of a graph, by which new images are assigned; without rows if not needed.")
     report = _Below("results/report.html", "The page.")
     figures = _Below("results/figures", "The folder of figures.")
     plots = _Below("results/plots", "The folder of tables that DVC plots.")

@@ -23,7 +23,7 @@ from conr.pipeline.workspace import RECORD, Workspace
 from conr.report import figures
 
 NO_MAP = "There is no map of the images: their embeddings are all (nearly) equal."
-FILES = ["assignments.csv", "assignments.parquet", "centroids.npy", "clusterer.onnx", "figures"]
+FILES = ["assignments.csv", "assignments.parquet", "ballots.npy", "centroids.npy", "clusterer.onnx", "figures"]
 FILES += ["metrics.json", "plots", "record.json", "report.html"]
 FILES.append("summary.txt")
 

@@ -56,6 +56,24 @@ def test_new_images_get_the_clusters_that_the_nearest_images_vote_for(run: Works
     assert (found.next_cluster != found.clusters).all()
 
 
+def test_ballots_of_the_graph_take_the_place_of_votes(run: Workspace, photos: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    ballots = random.random((len(SEEN), 8)).astype(np.float32)
+    np.save(run.ballots, ballots)
+    write_record(run.results, [run.centroids, run.ballots], [0], {"encoder": sha256_of(run.encoder)}, method="graph")
+    embeddings = random.normal(size=(40, np.load(run.centroids).shape[1])).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    known = np.load(run.embeddings(0)), np.array(list(CLUSTERS.values())), 3
+    found = open_encoder(run, "cpu").assign(embeddings).clusters
+    np.testing.assert_array_equal(found, assign_by_neighbors(embeddings, *known, ballots=ballots)[0])
+    assert (found != assign_by_neighbors(embeddings, *known)[0]).any()
+    assign_folder(run, photos, tmp_path / "table.csv", device="cpu")
+    assert {row["file"]: int(row["cluster"]) for row in table(tmp_path / "table.csv")} == CLUSTERS
+    np.save(run.ballots, ballots[::-1])
+    with pytest.raises(UserError, match=f"^{run.ballots} is missing or damaged"):
+        open_encoder(run, "cpu")
+
+
 @pytest.mark.parametrize("link", ["none", "hard", "symbolic"])
 def test_names_are_in_the_table_and_in_the_folders(run: Workspace, photos: Path, tmp_path: Path, link: str) -> None:
     name_clusters(run, {1: "red shoes"})

@@ -166,6 +166,8 @@ def test_one_command_groups_a_folder(clustered: tuple[Path, str]) -> None:
     assert not (project / ".git").exists()
     assert not (project / "results/figures/training.png").exists(), "nothing was trained"
     assert {"kmeans", "graph"} <= json.loads((project / "results/metrics.json").read_text()).keys()
+    assert np.load(project / "results/ballots.npy").shape == (COUNT, 2 * 3 + 2), "conr assign needs them"
+    assert "ballots.npy" in json.loads((project / "results/record.json").read_text())["made"]
 
 
 def test_run_again_it_computes_nothing(clustered: tuple[Path, str], photos: Path) -> None:

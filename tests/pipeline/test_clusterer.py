@@ -21,7 +21,9 @@ from conr.evaluation.assignment import assign
 from conr.pipeline import clusterer
 from conr.pipeline.clusterer import KEY, Card, rename_in_clusterer, write_clusterer
 
-METHODS = pytest.mark.parametrize("by_votes", [False, True], ids=["kmeans", "graph"])
+METHODS = pytest.mark.parametrize(
+    ("by_votes", "ballots"), [(False, False), (True, False), (True, True)], ids=["kmeans", "votes", "ballots"]
+)
 
 
 def unit(count: int, seed: int = 0, dimension: int = DIMENSION) -> NDArray[np.float32]:
@@ -29,10 +31,12 @@ def unit(count: int, seed: int = 0, dimension: int = DIMENSION) -> NDArray[np.fl
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def memory_of(embeddings: NDArray[np.float32], clusters: int, by_votes: bool) -> Memory:
-    """Clusters around the first embeddings; those of a graph are not the nearest centroids'."""
+def memory_of(embeddings: NDArray[np.float32], clusters: int, by_votes: bool, ballots: bool = False) -> Memory:
+    """Clusters around the first embeddings; those of a graph are not the nearest centroids', nor those of ballots."""
     found = assign(embeddings, embeddings[:clusters]).clusters
-    return remember(embeddings, (found + 1) % clusters if by_votes else found, embeddings[:clusters], by_votes)
+    table = np.random.default_rng(0).uniform(0.2, 1, size=(len(embeddings), 2 * clusters + 2)).astype(np.float32)
+    numbers = (found + 1) % clusters if by_votes else found
+    return remember(embeddings, numbers, embeddings[:clusters], by_votes, ballots=table if ballots else None)
 
 
 def run(model: onnx.ModelProto, embeddings: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -55,18 +59,18 @@ def slow_novelty(stored: NDArray[np.float32], rows: NDArray[np.float32]) -> list
 @given(
     count=st.integers(1, 60),
     clusters=st.integers(1, 7),
-    by_votes=st.booleans(),
+    how=st.sampled_from([(False, False), (True, False), (True, True)]),
     opset=st.sampled_from([11, 13, 18, 20]),
 )
-@settings(max_examples=30, deadline=None)
-def test_the_graph_computes_what_conr_computes(count: int, clusters: int, by_votes: bool, opset: int) -> None:
+@settings(max_examples=40, deadline=None)
+def test_the_graph_computes_what_conr_computes(count: int, clusters: int, how: tuple[bool, bool], opset: int) -> None:
     stored, new = unit(count), unit(20, seed=1)
     clusters = min(clusters, count)
-    memory = memory_of(stored, clusters, by_votes)
+    memory = memory_of(stored, clusters, *how)
     rows = np.concatenate([stored, new])
     found = run(behind_embeddings(memory, opset, 8), rows)
-    if by_votes:
-        expected, confidence = assign_by_neighbors(rows, stored, memory.clusters, clusters)
+    if memory.by_votes:
+        expected, confidence = assign_by_neighbors(rows, stored, memory.clusters, clusters, ballots=memory.ballots)
     else:
         assignment = assign(rows, memory.centroids)
         expected, confidence = assignment.clusters, 1 - assignment.boundary_ratio
@@ -113,11 +117,11 @@ def test_of_many_images_a_sample_is_stored_and_ranked(monkeypatch: pytest.Monkey
 
 @METHODS
 def test_the_file_takes_images_and_knows_the_clusters_of_those_that_were_clustered(
-    encoder: Path, tmp_path: Path, by_votes: bool
+    encoder: Path, tmp_path: Path, by_votes: bool, ballots: bool
 ) -> None:
     pixels, path = images(60, 8), tmp_path / "clusterer.onnx"
     embeddings = open_session(encoder, "cpu").run([OUTPUT], {INPUT: pixels})[0]
-    memory = memory_of(embeddings, 4, by_votes)
+    memory = memory_of(embeddings, 4, by_votes, ballots)
     write_clusterer(path, encoder, memory, "an identity", {3: "red shoes"})
     session = open_session(path, "cpu")
     found = dict(zip(OUTPUTS, session.run(OUTPUTS, {INPUT: pixels}), strict=True))
@@ -160,11 +164,21 @@ def test_names_are_replaced_and_all_else_stays(encoder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("constant", "by_votes"),
-    [("stored_clusters", True), ("stored", True), ("minus_two_centroids", False), ("ranked", False), ("ranked", True)],
+    ("constant", "how"),
+    [
+        ("stored_clusters", (True, False)),
+        ("stored", (True, False)),
+        ("minus_two_centroids", (False, False)),
+        ("ranked", (False, False)),
+        ("ranked", (True, False)),
+        ("ballots", (True, True)),
+        ("relayed", (True, True)),
+        ("reach", (True, True)),
+        ("linking", (True, True)),
+    ],
 )
 def test_a_file_that_computes_something_else_is_refused(
-    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constant: str, by_votes: bool
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constant: str, how: tuple[bool, bool]
 ) -> None:
     constants = graphs._constants
 
@@ -176,7 +190,7 @@ def test_a_file_that_computes_something_else_is_refused(
     with pytest.raises(
         UserError, match=r"^clusterer\.onnx does not assign as conr does: its \w+ differ for \d+ images"
     ):
-        write_clusterer(tmp_path / "clusterer.onnx", encoder, memory_of(unit(50), 4, by_votes), "an identity")
+        write_clusterer(tmp_path / "clusterer.onnx", encoder, memory_of(unit(50), 4, *how), "an identity")
     assert list(tmp_path.iterdir()) == []
 
 

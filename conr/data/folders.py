@@ -54,6 +54,8 @@ def images_below(
     if not items:
         unread = [f"\n  {printable(folder)}: {reason}" for folder, reason in sorted(left_out)[:SHOWN]]
         sums = f" ({by_suffix([file for file, _ in others])})" if others else ""
+        if any(file.endswith(".tar") for file, _ in others):
+            sums += "; for images in tar files add --webdataset, or set prepare.source: webdataset"
         raise UserError(
             f"{name} holds no image at any depth ({NAMES}); {len(left_out + others)} other files{sums}"
             + "".join(unread)

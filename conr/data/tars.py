@@ -94,7 +94,8 @@ def _members(path: str) -> Iterator[Member]:
                     yield Member(match[1], match[2].lower(), found.name, found.offset_data, found.size)
     except (OSError, tarfile.TarError) as error:
         raise UserError(
-            f"{path} is no tar file, or damaged ({one_line(error)}); write it again, or leave it out: prepare.exclude"
+            f"{path} is no tar file, or damaged ({one_line(error)}); write it again, or leave it out (conr prepare: "
+            "prepare.exclude)"
         ) from error
 
 

@@ -112,8 +112,19 @@ def open_embedder(path: Path, device: str, exact: bool = False) -> Session:
     except UserError as error:
         if exact:
             raise UserError(f"{path.name} is an encoder in bfloat16: {error}") from error
-        warnings.warn(f"{path.name} was made in bfloat16 and is run in float32: {error}", Note, stacklevel=2)
+        warnings.warn(
+            f"{path.name} was made in bfloat16 and is run in float32, which gives a few images other clusters: {error}",
+            Note,
+            stacklevel=2,
+        )
         return session
+
+
+def computed_in(session: Session) -> str:
+    """The number format in which an encoder is run here."""
+    precision = properties(session).precision
+    exact = precision == "bfloat16" and session.get_providers()[0] != PROVIDERS["openvino"]
+    return "float32" if exact else precision
 
 
 def settle_precision(encoder: Path, asked: str, device: str, images: ImageSource) -> Format:

@@ -80,7 +80,10 @@ class Prepare(Group):
     image_size: int = Field(default=32, ge=4, le=1024, description="Height and width in the store, in pixels")
     fit: Literal["crop", "pad", "stretch"] = Field(default="crop", description="How an image is made square")
     shard_size: int = Field(
-        default=0, ge=0, description="Above 0: the store has files of at most this many megabytes; 0: one file"
+        default=0,
+        ge=0,
+        description="Above 0: the store has files of at most this many megabytes, with at least one image each; 0: one "
+        "file",
     )
     max_broken: float = Field(
         default=0.1, ge=0, le=1, description="Largest share of unreadable images that is accepted"
@@ -325,7 +328,7 @@ class Evaluate(Group):
         default=0,
         ge=0,
         le=1_000,
-        description="Of the graph: k2; 0: of several by a rule, that with the most compact clusters",
+        description="Of the graph: k2, at most k1; 0: of several by a rule, that with the most compact clusters",
     )
     n_init: Count = Field(default=40, description="Initializations of k-means; the lowest inertia is kept")
     max_iter: Count = Field(default=100, description="Largest number of iterations of each")

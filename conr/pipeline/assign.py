@@ -18,7 +18,7 @@ from conr.data.folders import images_below
 from conr.data.items import Item, paged
 from conr.data.store import load_manifest
 from conr.data.tars import samples_below
-from conr.embedding.bfloat16 import open_embedder
+from conr.embedding.bfloat16 import computed_in, open_embedder
 from conr.embedding.engines.items import ItemImages
 from conr.embedding.engines.local import embed_here
 from conr.embedding.engines.run import write_shards
@@ -289,7 +289,7 @@ def open_encoder(workspace: Workspace, device: str) -> Encoder:
         voters = load_array(workspace.embeddings(record.seeds[0]), AGAIN), load_clusters(workspace).clusters
         if workspace.ballots.name in record.made:
             ballots = load_array(workspace.ballots, AGAIN)
-    return Encoder(session, centroids, size, fit, made_for.precision, voters, ballots)
+    return Encoder(session, centroids, size, fit, computed_in(session), voters, ballots)
 
 
 def embed_items(

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from conr.clustering.choose import Proposal
 from conr.clustering.compactness import choose_method
-from conr.data.store import Store, open_store
+from conr.clustering.graph import graph_neighbors
+from conr.data.store import Manifest, Store, open_store
 from conr.embedding.clusterer import remember
 from conr.errors import UserError
 from conr.evaluation.evaluate import Evaluation, evaluate_store
@@ -19,6 +20,7 @@ from conr.files import load_array, load_json, save_array, write_table, write_tex
 from conr.neighbors.search import approximate_neighbors
 from conr.observer import SILENT, Observer
 from conr.parameters import EvaluateStage
+from conr.parameters.groups import Evaluate
 from conr.pipeline.checks import check_data
 from conr.pipeline.clusterer import write_clusterer
 from conr.pipeline.exports import write_parquet
@@ -55,6 +57,7 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
     first, *_ = seeds = parameters.all_seeds
     refined = workspace.finetuned(first).weights.exists()
     check_data(parameters, store.manifest, refined)
+    check_graph(parameters.evaluate, parameters.number, store.manifest)
     record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
     with observer.task("evaluate", TASKS + len(TITLES) * (refined + len(seeds))):
@@ -157,6 +160,25 @@ def _results(
 def _log(files: TrainingFiles) -> list[dict[str, float]]:
     """The log of a training; nothing where none took place."""
     return read_log(files.log) if files.weights.exists() else []
+
+
+def check_graph(settings: Evaluate, clusters: int, manifest: Manifest) -> None:
+    """Check that the neighborhoods of the graph fit the images.
+
+    Raises:
+        UserError: k1 is larger than the number of images, or k2 than k1.
+    """
+    held_out = manifest.protocol == "held-out"
+    images = manifest.train_count if held_out else manifest.count - manifest.score_start
+    k1, k2, ruled = settings.graph_k1, settings.graph_k2, graph_neighbors(images, clusters)[0]
+    if k1 > images:
+        raise UserError(f"evaluate.graph_k1 = {k1} is larger than the number of images to cluster ({images}); lower it")
+    if k2 > (k1 or ruled):
+        by_rule = f"k1, which is {ruled} for {images:,} images in {clusters} clusters"
+        raise UserError(
+            f"evaluate.graph_k2 = {k2} is larger than {f'evaluate.graph_k1 ({k1})' if k1 else by_rule}; lower it, or "
+            f"set evaluate.graph_k1 to at least {k2}"
+        )
 
 
 def _record(workspace: Workspace, seeds: list[int], store: Store) -> Record:

@@ -11,7 +11,7 @@ from small_networks_onnx import SIZE, write_network
 
 from conr.embedding import bfloat16
 from conr.embedding.appending import append_projection
-from conr.embedding.bfloat16 import OpenVinoSession, open_embedder, settle_precision
+from conr.embedding.bfloat16 import OpenVinoSession, computed_in, open_embedder, settle_precision
 from conr.embedding.frozen import write_frozen_encoder
 from conr.embedding.projection import fit_projection
 from conr.embedding.session import PROVIDERS, Properties, infer, open_session, properties, run_batches
@@ -52,7 +52,7 @@ def test_features_in_bfloat16_are_like_those_in_float32_and_the_same_in_every_ba
     assert settle_precision(encoder, asked, "cpu", pixels) == "bfloat16"
     session = open_embedder(encoder, "auto")
     assert isinstance(session, OpenVinoSession)
-    assert session.get_providers() == [PROVIDERS["openvino"]]
+    assert (session.get_providers(), computed_in(session)) == ([PROVIDERS["openvino"]], "bfloat16")
     found = run_batches(session, pixels)
     np.testing.assert_array_equal(np.concatenate(list(infer(session, [pixels[:7], pixels[7:]]))), found)
     np.testing.assert_array_equal(np.concatenate([run_batches(session, pixels[[row]]) for row in range(9)]), found[:9])
@@ -91,9 +91,10 @@ def test_where_openvino_is_absent_an_encoder_in_bfloat16_runs_in_float32_and_say
     exact = run_batches(open_session(encoder, "cpu"), pixels)
     settle_precision(encoder, "bfloat16", "cpu", pixels)
     without_openvino(monkeypatch)
-    with pytest.warns(Note, match=r"encoder\.onnx was made in bfloat16 and is run in float32: .*conr\[openvino\]"):
+    with pytest.warns(Note, match=r"encoder\.onnx was made in bfloat16 and is run in float32, .*conr\[openvino\]"):
         session = open_embedder(encoder, "cpu")
     np.testing.assert_array_equal(run_batches(session, pixels), exact)
+    assert computed_in(session) == "float32"
     with pytest.raises(UserError, match=r"encoder\.onnx is an encoder in bfloat16: OpenVINO is not installed"):
         open_embedder(encoder, "cpu", exact=True)
 

@@ -10,7 +10,9 @@ from project import run_stages, tiny
 from conr.data.store import Manifest, open_store, write_subset
 from conr.errors import Note, UserError
 from conr.parameters import STAGES, PretrainStage
+from conr.parameters.groups import Evaluate
 from conr.pipeline.checks import check_data, fit_batches
+from conr.pipeline.evaluate import check_graph
 from conr.pipeline.pretrain import model_spec
 from conr.pipeline.workspace import Workspace
 from conr.training.weights import save_weights
@@ -40,6 +42,29 @@ def test_parameters_that_do_not_go_with_the_images_are_named(
 ) -> None:
     with pytest.raises(UserError) as error:
         check_data(tiny(changes), open_store(packed.store).manifest)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "k1", "k2", "message"),
+    [
+        (10, 101, 0, "evaluate.graph_k1 = 101 is larger than the number of images to cluster (100); lower it"),
+        (
+            10,
+            90,
+            91,
+            "evaluate.graph_k2 = 91 is larger than evaluate.graph_k1 (90); lower it, or set evaluate.",
+        ),
+        (50, 0, 8, "evaluate.graph_k2 = 8 is larger than k1, which is 5 for 100 images in 50 clusters; lower it, or"),
+    ],
+)
+def test_neighborhoods_of_the_graph_that_do_not_go_with_the_images_are_named(
+    packed: Workspace, clusters: int, k1: int, k2: int, message: str
+) -> None:
+    manifest = open_store(packed.store).manifest.model_copy(update={"score_start": 1697})
+    check_graph(Evaluate(graph_k1=90, graph_k2=90), clusters, manifest)
+    with pytest.raises(UserError) as error:
+        check_graph(Evaluate(graph_k1=k1, graph_k2=k2), clusters, manifest)
     assert str(error.value).startswith(message)
 
 

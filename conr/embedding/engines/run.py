@@ -67,6 +67,7 @@ def _embedded(
         return embed_here(open_embedder(encoder, device), images, parts)
     from conr.embedding.engines.ray_data import embed_with_ray
 
+    open_embedder(encoder, device, exact=True)  # else every actor would refuse it
     return embed_with_ray(encoder, device, images, parts, engine.address)
 
 

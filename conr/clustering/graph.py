@@ -98,7 +98,7 @@ def graph_clusters(
     Campello, ICDM 2004) is returned.
 
     Time and memory grow linearly with N; up to 30,000 samples all pairs are compared to find the nearest neighbors,
-    beyond that an approximate index is searched.
+    beyond that lists of similar samples are searched.
 
     Args:
         features: (N, D); only directions count, rows are scaled to unit length.

@@ -17,7 +17,7 @@ MEGABYTE = 10**6
 
 
 def images_of_a_shard(megabytes: int, size: int) -> int:
-    """How many whole images of S × S pixels fit into a shard of so many megabytes, at least one; 0 for one file."""
+    """How many whole images of S × S pixels fit into a shard of so many megabytes, at least one; `ONE_FILE` for 0."""
     return max(megabytes * MEGABYTE // (size**2 * 3), 1) if megabytes else ONE_FILE
 
 

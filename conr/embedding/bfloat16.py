@@ -41,11 +41,12 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path) -> None:
-        if importlib.util.find_spec("openvino") is None:
-            raise UserError(f"OpenVINO is not installed; {INSTALL}")
+        for package in ("openvino", "onnx"):  # the second is not everywhere where one assigns
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"the package {package} is not installed; {INSTALL}")
         from openvino import Core
 
-        from conr.embedding.splitting import split_at_network  # needs onnx, which is not everywhere where one assigns
+        from conr.embedding.splitting import split_at_network
 
         core = Core()
         if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

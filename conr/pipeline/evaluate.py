@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from conr.clustering.choose import Proposal
 from conr.clustering.compactness import choose_method
 from conr.clustering.graph import graph_neighbors
-from conr.data.store import Manifest, Store, open_store
+from conr.data.store import Store, open_store
 from conr.embedding.clusterer import remember
 from conr.errors import UserError
 from conr.evaluation.evaluate import Evaluation, evaluate_store
@@ -57,7 +57,7 @@ def evaluate(workspace: Workspace, parameters: EvaluateStage, observer: Observer
     first, *_ = seeds = parameters.all_seeds
     refined = workspace.finetuned(first).weights.exists()
     check_data(parameters, store.manifest, refined)
-    check_graph(parameters.evaluate, parameters.number, store.manifest)
+    check_graph(parameters.evaluate, parameters.number, len(range(store.manifest.count)[store.clustered]))
     record = _record(workspace, seeds, store)
     precision = record.precision or "float32"
     with observer.task("evaluate", TASKS + len(TITLES) * (refined + len(seeds))):
@@ -162,14 +162,12 @@ def _log(files: TrainingFiles) -> list[dict[str, float]]:
     return read_log(files.log) if files.weights.exists() else []
 
 
-def check_graph(settings: Evaluate, clusters: int, manifest: Manifest) -> None:
-    """Check that the neighborhoods of the graph fit the images.
+def check_graph(settings: Evaluate, clusters: int, images: int) -> None:
+    """Check that the neighborhoods of a graph fit so many images and clusters.
 
     Raises:
         UserError: k1 is larger than the number of images, or k2 than k1.
     """
-    held_out = manifest.protocol == "held-out"
-    images = manifest.train_count if held_out else manifest.count - manifest.score_start
     k1, k2, ruled = settings.graph_k1, settings.graph_k2, graph_neighbors(images, clusters)[0]
     if k1 > images:
         raise UserError(f"evaluate.graph_k1 = {k1} is larger than the number of images to cluster ({images}); lower it")

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 from conr.data.store import Store, open_store
 from conr.embedding.appending import append_heads
-from conr.embedding.bfloat16 import computed_in, open_embedder
+from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.engines.settings import LOCAL, Engine
 from conr.embedding.export import export
 from conr.embedding.int8 import quantize
-from conr.embedding.session import Properties
+from conr.embedding.session import Properties, properties
 from conr.files import copy_whole, load_array, save_array, sha256_of
 from conr.models.cluster_heads import load_head
 from conr.observer import SILENT, Observer
@@ -32,7 +32,7 @@ class Extracted:
     Attributes:
         images: how many were embedded.
         similarity: mean cosine similarity of an int8 encoder's embeddings to those in float32; None of others.
-        precision: number format that the encoder computes in.
+        precision: number format that the embeddings were computed in.
         provider: what ran it.
     """
 
@@ -122,7 +122,7 @@ def _encode(embedding: StoreEmbedding, seed: int | None, encoder: Path, paramete
         features, head = load_array(frozen.features, "run conr pretrain again"), load_head(files.weights)
         save_array(embeddings, head.embed(features))
     session = open_embedder(encoder, embedding.own_device)
-    precision, provider = computed_in(session), session.get_providers()[0]
+    precision, provider = properties(session).precision, session.get_providers()[0]
     return Extracted(embedding.store.manifest.count, similarity, precision, provider)
 
 

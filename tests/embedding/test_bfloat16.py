@@ -79,7 +79,9 @@ def test_without_openvino_auto_is_float32_and_bfloat16_is_refused_with_advice(
     without_openvino(monkeypatch)
     assert settle_precision(encoder, "auto", "cpu", images(5, IMAGE_SIZE)) == "float32"
     advice = r"pip install 'conr\[openvino\]'; or use --precision float32"
-    with pytest.raises(UserError, match=f"precision = bfloat16 is not possible: OpenVINO is not installed.*{advice}"):
+    with pytest.raises(
+        UserError, match=f"precision = bfloat16 is not possible: the package openvino is not installed.*{advice}"
+    ):
         settle_precision(encoder, "bfloat16", "cpu", images(5, IMAGE_SIZE))
 
 
@@ -95,7 +97,9 @@ def test_where_openvino_is_absent_an_encoder_in_bfloat16_runs_in_float32_and_say
         session = open_embedder(encoder, "cpu")
     np.testing.assert_array_equal(run_batches(session, pixels), exact)
     assert computed_in(session) == "float32"
-    with pytest.raises(UserError, match=r"encoder\.onnx is an encoder in bfloat16: OpenVINO is not installed"):
+    with pytest.raises(
+        UserError, match=r"encoder\.onnx is an encoder in bfloat16: the package openvino is not installed"
+    ):
         open_embedder(encoder, "cpu", exact=True)
 
 

@@ -1,5 +1,6 @@
 """A frozen backbone through all stages: its features, without training, from a network that somebody else made."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from small_networks_onnx import write_network
 from conr.data.store import load_manifest, open_store, write_subset
 from conr.embedding.bfloat16 import open_embedder
 from conr.embedding.session import infer, open_session, properties
-from conr.errors import UserError
+from conr.errors import Note, UserError
 from conr.files import sha256_of
 from conr.models.backbones import Preprocessing, identity, parse_backbone
 from conr.parameters import Parameters
@@ -270,7 +271,9 @@ def test_features_of_one_number_are_grouped(packed: Workspace, workspace: Worksp
     "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
     reason="this processor does not compute in bfloat16",
 )
-def test_a_run_in_bfloat16_embeds_new_images_as_its_own(packed: Workspace, tmp_path: Path) -> None:
+def test_a_run_in_bfloat16_embeds_new_images_as_its_own(
+    packed: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace, backbone = Workspace.at(tmp_path / "run"), write_backbone(tmp_path / "pixels.onnx")
     workspace.borrow(packed, "artifacts/store")
     parameters = with_backbone(backbone, {"precision": "bfloat16", "clusters": 10})
@@ -279,3 +282,7 @@ def test_a_run_in_bfloat16_embeds_new_images_as_its_own(packed: Workspace, tmp_p
     session = open_embedder(workspace.encoder, "cpu", exact=True)
     found = np.concatenate(list(infer(session, [open_store(workspace.store).images[:50]])))
     np.testing.assert_allclose(found, np.load(workspace.embeddings(0))[:50], atol=1e-5)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(Note, match="is run in float32"):
+        run_stages(workspace, parameters, "extract")
+    assert record_of(workspace.embedded).precision == "bfloat16"  # the features stay those of pretrain

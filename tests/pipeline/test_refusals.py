@@ -59,12 +59,11 @@ def test_parameters_that_do_not_go_with_the_images_are_named(
     ],
 )
 def test_neighborhoods_of_the_graph_that_do_not_go_with_the_images_are_named(
-    packed: Workspace, clusters: int, k1: int, k2: int, message: str
+    clusters: int, k1: int, k2: int, message: str
 ) -> None:
-    manifest = open_store(packed.store).manifest.model_copy(update={"score_start": 1697})
-    check_graph(Evaluate(graph_k1=90, graph_k2=90), clusters, manifest)
+    check_graph(Evaluate(graph_k1=90, graph_k2=90), clusters, 100)
     with pytest.raises(UserError) as error:
-        check_graph(Evaluate(graph_k1=k1, graph_k2=k2), clusters, manifest)
+        check_graph(Evaluate(graph_k1=k1, graph_k2=k2), clusters, 100)
     assert str(error.value).startswith(message)
 
 
